@@ -1,0 +1,187 @@
+"""The composition root: configuration → live objects → what the server runs.
+
+The paths that model servers answer are found in a dictionary; Starlette keeps everything else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import passing
+from gateway.authenticate import authenticate
+from gateway.endpoints import ENDPOINTS, models
+from gateway.endpoints.base import ANTHROPIC, Endpoint, Spoken, speech
+from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
+from gateway.exchange import Exchange, Gateway
+from gateway.reply import Caller, Reply
+from gateway.terms import Head, Record
+
+_EXPOSED = (
+    b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, x-fairgate-model"
+)
+#: What people write after the address, and what the client would have added by itself.
+_BASE_URL_HINTS = (
+    (("/v1/v1/messages", "/v1/v1/"), "For the Anthropic SDK, base_url ends before /v1."),
+    (("/chat/completions", "/completions", "/embeddings", "/models"), "base_url must end in /v1."),
+    (("/messages",), "For the Anthropic SDK, base_url is this address without a path."),
+    (("/v1", "/v1/", "/"), "base_url is this address with /v1 (OpenAI) or without (Anthropic)."),
+)
+
+Answer = Callable[[Head, Reply], Awaitable[None]]
+
+
+class State:
+    """What the process says of itself. Mutable: `ready` is False while starting and draining."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.started = int(time.time())
+
+
+class App:
+    """The ASGI application of the data port."""
+
+    def __init__(self, gateway: Gateway, state: State, now: Callable[[], float]) -> None:
+        self._gateway = gateway
+        self._state = state
+        self._now = now
+        self._endpoints: Mapping[str, Endpoint] = {e.path: e for e in ENDPOINTS}
+        self._origins = frozenset(gateway.config.cors.origins)
+        self._rest = self._everything_else()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"])
+        if endpoint is None or scope["method"] != "POST":
+            await self._rest(scope, receive, send)
+            return
+        head = read_head(scope)
+        caller: Caller = scope["extensions"]["fairgate.caller"]
+        exchange = Exchange(self._gateway, endpoint, head, caller, self._now())
+        if self._origins:
+            exchange.reply.more_headers = self._cors(head)
+        await exchange.run(receive)
+
+    def _everything_else(self) -> ASGIApp:
+        health = self._asgi(self._healthz, logged=False)
+        listing = self._asgi(self._models)
+        routes = [
+            Route(models.PATH, listing, methods=["GET"]),
+            Route(models.PATH + "/{id:path}", listing, methods=["GET"]),
+            Route("/healthz", health, methods=["GET"]),
+            Route("/readyz", self._asgi(self._readyz, logged=False), methods=["GET"]),
+            Route("/", health, methods=["HEAD"]),  # Claude Code asks whether we live
+            # Only for the 405 of another method: a POST never comes this far.
+            *(Route(path, health, methods=["POST"]) for path in self._endpoints),
+        ]
+        refusals: Any = {HTTPException: self._unrouted}
+        starlette = Starlette(routes=routes, exception_handlers=refusals)
+        starlette.router.redirect_slashes = False
+        if not self._origins:
+            return starlette
+        return CORSMiddleware(
+            starlette,
+            allow_origins=sorted(self._origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            max_age=600,
+        )
+
+    def _asgi(self, answer: Answer, *, logged: bool = True) -> ASGIApp:
+        """An ASGI application of one answer, with the errors and the log of every other."""
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            head = read_head(scope)
+            record = Record(passing.request_id(), "other", self._now())
+            if head.path.startswith(models.PATH):
+                record.endpoint = models.PATH
+            caller: Caller = scope["extensions"]["fairgate.caller"]
+            reply = Reply(caller, speech_for(head), record.request_id)
+            reply.more_headers = self._cors(head)
+            try:
+                await answer(head, reply)
+            except GatewayError as exc:
+                record.outcome = exc.outcome
+                reply.refuse(exc)
+            except Exception as exc:
+                self._gateway.account.fault(record, exc)
+                reply.refuse(InternalError())
+            if logged:
+                self._gateway.account.close(record, reply)
+
+        # A class instance, since Starlette takes a function for one that returns a response.
+        return _Asgi(run)
+
+    def _cors(self, head: Head) -> tuple[tuple[bytes, bytes], ...]:
+        origin = head.fields.get(b"origin", b"")
+        if origin.decode("latin-1") not in self._origins and "*" not in self._origins:
+            return ()
+        return (
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        )
+
+    async def _models(self, head: Head, reply: Reply) -> None:
+        principal = await authenticate(head, self._gateway.keys, time.time())
+        found = models.answer(head, self._gateway.routes, principal, self._state.started)
+        reply.whole(orjson.dumps(found))
+
+    async def _healthz(self, head: Head, reply: Reply) -> None:
+        reply.empty(200)
+
+    async def _readyz(self, head: Head, reply: Reply) -> None:
+        reply.empty(200 if self._state.ready else 503)
+
+    async def _unrouted(self, request: Request, exc: HTTPException) -> ASGIApp:
+        """Starlette found no route, or not for this method: say so in the dialect of the path."""
+        allow = (exc.headers or {}).get("Allow", "")
+
+        async def refuse(head: Head, reply: Reply) -> None:
+            if exc.status_code == 405 and head.path != "/":
+                raise MethodNotAllowed(head.method, allow)
+            raise NotFound(_no_such_path(head.path))
+
+        return self._asgi(refuse)
+
+
+class _Asgi:
+    def __init__(self, run: ASGIApp) -> None:
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._run(scope, receive, send)
+
+
+def read_head(scope: Scope) -> Head:
+    listed = scope["headers"]
+    fields = dict(listed)
+    if len(fields) == len(listed):
+        return Head(scope["method"], scope["path"], fields)
+    counts = Counter(name for name, _ in listed)
+    repeated = frozenset(name for name, count in counts.items() if count > 1)
+    return Head(scope["method"], scope["path"], fields, repeated)
+
+
+def speech_for(head: Head) -> Spoken:
+    """The dialect of the path, or of the caller where a path serves both."""
+    if head.path.startswith(models.PATH) and b"anthropic-version" in head.fields:
+        return ANTHROPIC
+    return speech(head.path)
+
+
+def _no_such_path(path: str) -> str:
+    for prefixes, hint in _BASE_URL_HINTS:
+        if path in prefixes or path.startswith("/v1/v1/") and "/v1/v1/" in prefixes:
+            return f"There is nothing at this path. {hint}"
+    return "There is nothing at this path. The API is under /v1."

@@ -1,0 +1,191 @@
+"""The command: `fairgate serve | check | keys new | schema`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import orjson
+
+from gateway import config as configuration
+from gateway import worker
+from gateway.logs import set_up_diagnostics
+from gateway.settings import Config, Key
+
+_USAGE, _CANNOT_START = 2, 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fairgate")
+def main() -> None:
+    """One address for the language models on your own GPUs.
+
+    fairgate speaks the OpenAI and the Anthropic API, streams token by token, knows who is
+    calling, and stands in front of vLLM or any OpenAI-compatible server.
+    """
+
+
+@main.command()
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    help="Configuration in YAML; - reads it from standard input.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    metavar="URL",
+    multiple=True,
+    help="A model server to ask for its models; several may serve the same one. "
+    "Default without a file: http://127.0.0.1:8000.",
+)
+@click.option(
+    "--listen",
+    metavar="ADDR",
+    multiple=True,
+    help="host:port, [::]:port or unix:/path; may be given more than once.",
+)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Serving processes.")
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much to say on standard error.",
+)
+def serve(
+    file: str | None,
+    backends: tuple[str, ...],
+    listen: tuple[str, ...],
+    workers: int | None,
+    log_level: str,
+) -> None:
+    """Run the gateway.
+
+    Without --config it asks each --backend which models it serves, listens on loopback, and
+    makes a key for this run. The log of requests goes to standard output, a JSON line each.
+    """
+    set_up_diagnostics(log_level)
+    settings: dict[str, object] = {}
+    if listen:
+        settings["listen"] = list(listen)
+    if workers is not None:
+        settings["workers"] = workers
+    try:
+        if file is None:
+            config = configuration.discovered(backends, **settings)
+        else:
+            config = configuration.read(file, os.environ)
+            if backends or settings:
+                config = configuration.override(config, backends=backends, **settings)
+            if not config.models and not config.backends:
+                config = configuration.override(config, backends=("http://127.0.0.1:8000",))
+    except configuration.ConfigError as exc:
+        _fail(_USAGE, str(exc))
+    serve_with(config)
+
+
+def serve_with(config: Config) -> None:
+    """Serve until told to end; prints the address and, where no key is configured, one made now."""
+    made = None
+    if not config.keys:
+        made, key = new_key("this-run", "default")
+        config = msgspec.structs.replace(config, keys=(key,))
+
+    def started(addresses: list[str]) -> None:
+        scheme = "https" if config.tls.cert_file else "http"
+        for address in addresses:
+            shown = address if address.startswith("unix:") else f"{scheme}://{address}"
+            click.echo(f"fairgate listens on {shown}", err=True)
+        if made is not None:
+            click.echo(f"No keys are configured; the key for this run is {made}", err=True)
+
+    try:
+        worker.run(config, config.secret or kept_secret(), started)
+    except worker.CannotStart as exc:
+        _fail(_CANNOT_START, str(exc))
+
+
+@main.command()
+@click.option("--config", "file", metavar="FILE", required=True, help="- reads standard input.")
+def check(file: str) -> None:
+    """Validate a configuration: exit status 0, or 2 and the place of the first fault."""
+    try:
+        config = configuration.read(file, os.environ)
+    except configuration.ConfigError as exc:
+        _fail(_USAGE, str(exc))
+    replicas = sum(len(model.replicas) for model in config.models.values())
+    click.echo(
+        f"{file}: good. {len(config.models)} models on {replicas} replicas, "
+        f"{len(config.teams)} teams, {len(config.keys)} keys"
+    )
+
+
+@main.group()
+def keys() -> None:
+    """Make keys."""
+
+
+@keys.command("new")
+@click.option("--name", required=True, help="Who or what uses it; shown in logs.")
+@click.option("--team", required=True, help="The team whose limits it shares.")
+def keys_new(name: str, team: str) -> None:
+    """Make a key, print it once, and the lines for the configuration file.
+
+    The file holds only the key's SHA-256: the key itself cannot be shown again.
+    """
+    text, key = new_key(name, team)
+    click.echo(f"{text}\n", nl=False)
+    click.echo("Shown this once. Under `keys:` in the configuration put", err=True)
+    click.echo(f"  - {{name: {_yaml(name)}, team: {_yaml(team)}, sha256: {key.sha256}}}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    click.echo(orjson.dumps(configuration.schema(), option=orjson.OPT_INDENT_2).decode())
+
+
+def new_key(name: str, team: str) -> tuple[str, Key]:
+    """A key's text, 256 random bits of it, and what the configuration keeps."""
+    text = f"fg-{secrets.token_urlsafe(32)}"
+    return text, Key(name=name, team=team, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def kept_secret() -> str:
+    """The secret of this user's gateways, kept in a file that only they may read."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fairgate"
+    path = state / "secret"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        made = secrets.token_urlsafe(32)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(made)
+        return made
+    except FileExistsError:
+        return path.read_text().strip()
+    except OSError as exc:
+        logging.getLogger("fairgate").warning(
+            "%s cannot be kept (%s): prefix caches start cold at each start", path, exc.strerror
+        )
+        return secrets.token_urlsafe(32)
+
+
+def _yaml(text: str) -> str:
+    return text if text.replace("-", "").replace("_", "").isalnum() else orjson.dumps(text).decode()
+
+
+def _fail(status: int, message: str) -> None:
+    click.echo(f"fairgate: {message}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

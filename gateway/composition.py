@@ -1,0 +1,183 @@
+"""Configuration → the live objects a request meets, and what is learnt of the servers over time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from backends import discovery
+from backends.base import Origin, Replica
+from backends.errors import BackendError
+from backends.kinds import KINDS
+from backends.policies import POLICIES
+from backends.pool import Pool
+from backends.transport import Limits, Transport
+from gateway.accept import Bodies
+from gateway.account import Account
+from gateway.admit import Unlimited
+from gateway.authenticate import ConfiguredKeys
+from gateway.exchange import Gateway
+from gateway.logs import LineLog
+from gateway.metrics import Metrics
+from gateway.route import Route, Routes
+from gateway.salts import Salts
+from gateway.settings import Config, Model, ReplicaSettings
+from gateway.terms import Principal
+
+logger = logging.getLogger("fairgate")
+
+#: How often a server that has not answered yet is asked again, in seconds.
+_ASK_AGAIN = 2.0
+
+
+class Composition:
+    """Everything one process serves with, made from one configuration.
+
+    Mutable state: the routes' table, which grows as servers of an unnamed configuration answer.
+    """
+
+    def __init__(
+        self, config: Config, secret: str, log: LineLog, clock: Callable[[], float]
+    ) -> None:
+        self.config = config
+        times = config.timeouts
+        self.transport = Transport(Limits(connect=times.connect, tls=times.tls))
+        self.routes = Routes({})
+        self.metrics = Metrics(self.routes)
+        self.metrics.teams.learn(key.team for key in config.keys)
+        self._replicas: dict[str, Replica] = {}
+        for name, model in config.models.items():
+            replicas = [self._replica(settings) for settings in model.replicas]
+            self._add(name, model, replicas)
+        self.gateway = Gateway(
+            config=config,
+            keys=ConfiguredKeys(principals(config)),
+            routes=self.routes,
+            admission=Unlimited(),
+            account=Account(self.metrics, log, clock),
+            bodies=Bodies(config.bounds.bodies),
+            salts=Salts(secret),
+            largest_body=_largest_body(config),
+        )
+
+    async def learn(self, asked: Callable[[], None]) -> None:
+        """Ask every server what it is until each has answered; `asked` after the first round."""
+        unnamed = [self._replica(settings) for settings in self.config.backends]
+        pools = {id(r): pool for pool in self.routes.pools() for r in pool.replicas}
+        waiting = {r.url: r for r in (*unnamed, *self._replicas.values())}
+        told: set[str] = set()
+        while waiting:
+            answers = await asyncio.gather(*(self._ask(r, told) for r in waiting.values()))
+            for replica, served in zip(list(waiting.values()), answers, strict=True):
+                if served is None:
+                    continue
+                del waiting[replica.url]
+                if replica in unnamed:
+                    self._discovered(replica, served)
+                elif id(replica) in pools:
+                    self._length(pools[id(replica)], served)
+            asked()
+            if waiting:
+                await asyncio.sleep(_ASK_AGAIN)
+        asked()
+
+    async def _ask(self, replica: Replica, told: set[str]) -> list[discovery.Served] | None:
+        try:
+            served = await discovery.models(self.transport, replica)
+        except BackendError as exc:
+            if replica.url not in told:
+                told.add(replica.url)
+                logger.warning("%s does not answer yet (%s)", replica.url, type(exc).__name__)
+            return None
+        try:
+            replica.fields = await discovery.fields(self.transport, replica)
+        except BackendError:
+            replica.fields = {}  # no schema: nothing is known, so nothing is left out
+        if replica.url in told:
+            logger.warning("%s answers now", replica.url)
+        return served
+
+    def _discovered(self, replica: Replica, served: Iterable[discovery.Served]) -> None:
+        for model in served:
+            known = self.routes.table.get(model.name)
+            replicas = [*known.pool.replicas, replica] if known else [replica]
+            settings = Model(timeouts=self.config.timeouts, request=self.config.request)
+            self._add(model.name, settings, replicas, model.max_model_len)
+
+    def _length(self, pool: Pool, served: Sequence[discovery.Served]) -> None:
+        for name, route in list(self.routes.table.items()):
+            if route.pool is not pool:
+                continue
+            lengths = [s.max_model_len for s in served if s.name == route.upstream_model]
+            if lengths and lengths[0] is not None:
+                shortest = min(lengths[0], route.max_model_len or lengths[0])
+                self.routes.table[name] = replace(route, max_model_len=shortest)
+
+    def _add(
+        self, name: str, model: Model, replicas: Sequence[Replica], length: int | None = None
+    ) -> None:
+        policy = POLICIES[model.policy]()
+        kind = KINDS[model.kind]
+        pool = Pool(name, kind, replicas, policy, self.transport, self.metrics)
+        teams = self.config.teams.items()
+        route = Route(
+            model=name,
+            pool=pool,
+            upstream_model=model.upstream_model or name,
+            caps=model.request,
+            timeouts=model.timeouts,
+            event_limit=self.config.bounds.event,
+            caps_by_team={t: s.request.over(model.request) for t, s in teams if s.request.given},
+            headers=((b"x-fairgate-model", name.encode()),),
+            usage_in_streams=model.usage_in_streams == "auto",
+            max_model_len=length,
+        )
+        for known_as in (name, *model.aliases):
+            self.routes.table[known_as] = route
+        self.metrics.models.learn((name, *model.aliases))
+
+    def _replica(self, settings: ReplicaSettings) -> Replica:
+        """One object a server, so that models sharing it see the same counts."""
+        replica = self._replicas.get(settings.url)
+        if replica is None:
+            replica = self._replicas[settings.url] = Replica(
+                url=settings.url,
+                origin=Origin(settings.host, settings.port, _tls(settings)),
+                base=settings.base,
+                weight=settings.weight,
+                concurrency=settings.concurrency,
+                credential=settings.api_key,
+            )
+        return replica
+
+
+def principals(config: Config) -> dict[bytes, Principal]:
+    """Every configured key by its digest, with what its team allows folded in."""
+    known = {}
+    for key in config.keys:
+        team = config.teams.get(key.team)
+        allowed = [set(models) for models in (key.models, team and team.models) if models]
+        known[bytes.fromhex(key.sha256)] = Principal(
+            key=key.name,
+            team=key.team,
+            models=frozenset(set.intersection(*allowed)) if allowed else None,
+            expires=key.expires.timestamp() if key.expires else None,
+        )
+    return known
+
+
+def _tls(settings: ReplicaSettings) -> ssl.SSLContext | None:
+    if settings.scheme != "https":
+        return None
+    return ssl.create_default_context(cafile=settings.ca_file)
+
+
+def _largest_body(config: Config) -> int:
+    sizes = [config.request.body]
+    for model in config.models.values():
+        sizes.append(model.request.body)
+        sizes.extend(team.request.over(model.request).body for team in config.teams.values())
+    return max(sizes)

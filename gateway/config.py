@@ -1,0 +1,231 @@
+"""Reading the configuration: text in, `Config` out, and every refusal names its key and line.
+
+The only place that opens the file and looks at the environment. What a setting is called and
+means is in `settings`, what must hold between settings in `checks`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.checks import problems
+from gateway.document import ConfigError, Document, Path, path_text
+from gateway.reader import Reader, text_of, unwrapped
+from gateway.settings import (
+    Caps,
+    Config,
+    ReplicaSettings,
+    Settings,
+    Timeouts,
+)
+from gateway.units import ADDRESS_SCHEMA, Address
+
+__all__ = ["ConfigError", "discovered", "load", "override", "read", "schema"]
+
+_DEFAULT_BACKEND = "http://127.0.0.1:8000"
+_SHORT_FORMS: dict[str, dict[str, Any]] = {
+    "Rate": {"type": "integer", "minimum": 1},
+    "ReplicaSettings": {"type": "string", "format": "uri"},
+}
+
+
+def load(source: str, text: str, environ: Mapping[str, str]) -> Config:
+    """The configuration that a text means; `source` only names it in messages.
+
+    Looks at the file system for one thing: whether the certificates named can be read.
+    Raises `ConfigError`.
+    """
+    document = Document(source, text, environ)
+    given = {} if document.value is None else document.value
+    reader = Reader(document)
+    if isinstance(given, dict):
+        # First, because what a model gives is laid over them.
+        for name, noun in (("timeouts", Timeouts), ("request", Caps)):
+            reader.over[noun] = reader.noun(noun, given[name], (name,)) if name in given else noun()
+    config = reader.noun(Config, given, ())
+    _check(config, document.error)
+    return _resolved(config, environ, document.error)
+
+
+def read(path: str, environ: Mapping[str, str]) -> Config:
+    """The configuration in a file, `-` for standard input. Raises `ConfigError`."""
+    source = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+    except OSError as exc:
+        raise ConfigError(f"{source}: {exc.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{source}: not a text in UTF-8") from None
+    return load(source, text, environ)
+
+
+def discovered(backends: Sequence[str], **overrides: Any) -> Config:
+    """The configuration without a file: the models are what the backends say they serve.
+
+    Takes what `override` takes. Raises `ConfigError`.
+    """
+    return override(Config(), backends=backends or (_DEFAULT_BACKEND,), **overrides)
+
+
+def override(config: Config, *, backends: Sequence[str] = (), **settings: Any) -> Config:
+    """A configuration with settings of the command line in place of its own, checked again.
+
+    `listen` may be text or several; every other setting has its type in `Config`.
+    Raises `ConfigError`.
+    """
+
+    def error(path: Path, message: str) -> ConfigError:
+        return ConfigError(f"{path_text(path)}: {message}")
+
+    if "listen" in settings:
+        settings["listen"] = _addresses(settings["listen"], error)
+    if backends:
+        settings["backends"] = tuple(_backend(url, error) for url in backends)
+    changed = msgspec.structs.replace(config, **settings)
+    _check(changed, error)
+    return changed
+
+
+def schema() -> dict[str, Any]:
+    """The configuration's JSON Schema, of the form that people write."""
+    nouns = msgspec.json.schema(Config)
+    definitions: dict[str, Any] = nouns["$defs"]
+    for noun in Settings.__subclasses__():
+        definitions[noun.__name__] = _as_written(noun, definitions[noun.__name__])
+    definitions["Address"] = ADDRESS_SCHEMA
+    for name, short in _SHORT_FORMS.items():
+        definitions[name] = {"anyOf": [short, definitions[name]]}
+    used: dict[str, Any] = {}
+    _collect(definitions["Config"], definitions, used)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **definitions["Config"],
+        "title": "fairgate configuration",
+        "$defs": used,
+    }
+
+
+_Error = Callable[[Path, str], ConfigError]
+
+
+def _check(config: Config, error: _Error) -> None:
+    for path, message in problems(config):
+        raise error(path, message)
+
+
+def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Config:
+    """With credentials from the environment, and names in place of aliases in permissions."""
+    models = {
+        name: msgspec.structs.replace(
+            model,
+            replicas=tuple(
+                _with_key(replica, environ, ("models", name, "replicas", index), error)
+                for index, replica in enumerate(model.replicas)
+            ),
+        )
+        for name, model in config.models.items()
+    }
+    names = {alias: name for name, model in models.items() for alias in model.aliases}
+    teams = {
+        name: msgspec.structs.replace(
+            team,
+            models=_named(team.models, names),
+            limits_by_model={names.get(k, k): v for k, v in team.limits_by_model.items()},
+        )
+        for name, team in config.teams.items()
+    }
+    keys = tuple(
+        msgspec.structs.replace(key, models=_named(key.models, names)) for key in config.keys
+    )
+    return msgspec.structs.replace(config, models=models, teams=teams, keys=keys)
+
+
+def _named(given: tuple[str, ...] | None, names: Mapping[str, str]) -> tuple[str, ...] | None:
+    return None if given is None else tuple(dict.fromkeys(names.get(n, n) for n in given))
+
+
+def _with_key(
+    replica: ReplicaSettings, environ: Mapping[str, str], path: Path, error: _Error
+) -> ReplicaSettings:
+    name = replica.api_key_env
+    if name is None:
+        return replica
+    key = environ.get(name, "")
+    if not key:
+        raise error((*path, "api_key_env"), f"the environment has no {name}, or it is empty")
+    # RFC 9110 section 5.5: it becomes a field's value; a line's end from a file is the usual slip.
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise error((*path, "api_key_env"), f"{name} holds more than visible ASCII characters")
+    return msgspec.structs.replace(replica, api_key=key)
+
+
+def _addresses(given: Any, error: _Error) -> tuple[Address, ...]:
+    several = (given,) if isinstance(given, str | Address) else tuple(given)
+    try:
+        return tuple(Address.parse(one) if isinstance(one, str) else one for one in several)
+    except ValueError as exc:
+        raise error(("listen",), str(exc)) from None
+
+
+def _backend(url: str, error: _Error) -> ReplicaSettings:
+    try:
+        return ReplicaSettings(url=url)
+    except ValueError as exc:
+        raise error(("backend",), str(exc)) from None
+
+
+def _as_written(noun: type[Settings], definition: dict[str, Any]) -> dict[str, Any]:
+    """One definition with its types and defaults as text, without what no file may say."""
+    properties = {
+        name: _text_form(value)
+        for name, value in definition["properties"].items()
+        if name not in noun.internal
+    }
+    for field in msgspec.structs.fields(noun):
+        if field.name in properties and field.default is not msgspec.NODEFAULT:
+            default = _default(field.type, field.default)
+            if default is not None:
+                properties[field.name]["default"] = default
+    description = definition["description"].partition("\n\n")[0]
+    return {**definition, "description": description, "properties": properties}
+
+
+def _text_form(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_text_form(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "written" in node:
+        return dict(node["written"])
+    return {key: _text_form(value) for key, value in node.items() if key != "default"}
+
+
+def _default(wanted: Any, value: Any) -> Any:
+    """A default as people write it; None where it says nothing: null, or another noun's own."""
+    bare, marks = unwrapped(wanted)
+    if value is None or isinstance(value, Settings):
+        return None
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    text = text_of(marks)
+    return value if text is None else text.write(value)
+
+
+def _collect(node: Any, definitions: dict[str, Any], used: dict[str, Any]) -> None:
+    """Into `used`, every definition that a node refers to, and what those refer to."""
+    if isinstance(node, list):
+        for item in node:
+            _collect(item, definitions, used)
+    elif isinstance(node, dict):
+        name = str(node.get("$ref", "")).removeprefix("#/$defs/")
+        if name and name not in used:
+            used[name] = definitions[name]
+            _collect(definitions[name], definitions, used)
+        for value in node.values():
+            _collect(value, definitions, used)

@@ -1,0 +1,160 @@
+"""What an API path is to the exchange: how its requests are read and how it speaks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.route import Route
+from gateway.settings import Caps
+from gateway.terms import Ask
+from gateway.wire import anthropic, caps, fields, openai
+from gateway.wire.answer import Translator
+
+_object = msgspec.json.Decoder(dict[str, Raw])
+LONGEST_NAME = 128
+
+
+class Endpoint(Protocol):
+    """One path that is served by a model server."""
+
+    path: ClassVar[str]
+    heartbeat: bytes
+
+    def read(self, body: bytes) -> Ask:
+        """The checked top level of a request. Raises InvalidRequest."""
+
+    def translator(self, ask: Ask, route: Route, allowed: Caps) -> Translator:
+        """Raises InvalidRequest for a field the caller may not send, or not as large."""
+
+    def status(self, exc: GatewayError) -> int: ...
+    def error_object(self, exc: GatewayError, request_id: str) -> dict[str, Any]: ...
+    def error_frame(self, exc: GatewayError, request_id: str) -> bytes: ...
+
+
+class Spoken:
+    """The OpenAI dialect's way of saying what the gateway itself has to say."""
+
+    heartbeat = openai.HEARTBEAT
+
+    def status(self, exc: GatewayError) -> int:
+        return exc.status
+
+    def error_object(self, exc: GatewayError, request_id: str) -> dict[str, Any]:
+        return openai.error_object(exc, request_id)
+
+    def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
+        return openai.error_frame(exc, request_id)
+
+
+class SpokenToAnthropic(Spoken):
+    """The same in the Anthropic dialect."""
+
+    heartbeat = anthropic.HEARTBEAT
+
+    def status(self, exc: GatewayError) -> int:
+        return exc.anthropic_status or exc.status
+
+    def error_object(self, exc: GatewayError, request_id: str) -> dict[str, Any]:
+        return anthropic.error_object(exc, request_id)
+
+    def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
+        return anthropic.error_frame(exc, request_id)
+
+
+OPENAI = Spoken()
+ANTHROPIC = SpokenToAnthropic()
+
+
+def speech(path: str) -> Spoken:
+    """The dialect of any path, of those that do not exist too."""
+    return ANTHROPIC if "/messages" in path else OPENAI
+
+
+class Reading:
+    """How every JSON endpoint reads its request; the subclass names what it must carry."""
+
+    path: ClassVar[str]
+    #: The field a request is nothing without.
+    required: ClassVar[str]
+    streams: ClassVar[bool] = True
+    #: The fields in which a caller limits the output, the first of them ours to set.
+    output_limits: ClassVar[tuple[str, ...]] = ()
+
+    def read(self, body: bytes) -> Ask:
+        sent = _decoded(body)
+        model = self._model(sent)
+        stream = "stream" in sent and bool(caps.decode("stream", sent["stream"], bool | None))
+        if stream and not self.streams:
+            raise InvalidRequest("This endpoint does not stream.", "stream")
+        self._require(sent)
+        return Ask(model, stream, sent, wants_usage=stream and _wants_usage(sent))
+
+    def allowed_fields(self, ask: Ask, route: Route, allowed: Caps) -> dict[str, Raw]:
+        if self.path not in route.pool.kind.paths:
+            raise InvalidRequest(
+                f"The model `{ask.model}` is served by an OpenAI-compatible server that does not "
+                f"speak {self.path}; ask for it on /v1/chat/completions.",
+                "model",
+            )
+        keep = route.pool.kind.name != "vllm"
+        passed = fields.checked(self.path, ask.fields, allowed, keep_unknown=keep)
+        if self.output_limits:
+            self._limit_output(passed, allowed)
+        return passed
+
+    def _model(self, sent: dict[str, Raw]) -> str:
+        if "model" not in sent:
+            raise InvalidRequest("`model` is missing.", "model", "missing_required_parameter")
+        name: str = caps.decode("model", sent["model"], str)
+        return name
+
+    def _require(self, sent: dict[str, Raw]) -> None:
+        if self.required not in sent:
+            raise InvalidRequest(
+                f"`{self.required}` is missing.", self.required, "missing_required_parameter"
+            )
+
+    def _limit_output(self, passed: dict[str, Raw], allowed: Caps) -> None:
+        cap = allowed.max_tokens.cap
+        given = False
+        for name in self.output_limits:
+            wanted = caps.output_tokens(name, passed[name]) if name in passed else None
+            if wanted is None:
+                continue
+            given = True
+            if cap is None or wanted <= cap:
+                continue
+            if allowed.max_tokens.over == "refuse":
+                raise InvalidRequest(
+                    f"`{name}`: {wanted} is over this gateway's cap of {cap}.", name
+                )
+            passed[name] = Raw(orjson.dumps(cap))
+        if cap is not None and not given:
+            passed[self.output_limits[0]] = Raw(orjson.dumps(cap))
+
+
+def _decoded(body: bytes) -> dict[str, Raw]:
+    try:
+        return _object.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
+    except msgspec.DecodeError as exc:
+        raise InvalidRequest(f"The body is not valid JSON: {exc}.", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+def _wants_usage(sent: dict[str, Raw]) -> bool:
+    if "stream_options" not in sent:
+        return False
+    options = caps.decode("stream_options", sent["stream_options"], _StreamOptions | None)
+    return bool(options and options.include_usage)

@@ -1,0 +1,19 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from gateway.endpoints.base import Reading, Spoken
+from gateway.route import Route
+from gateway.settings import Caps
+from gateway.terms import Ask
+from gateway.wire.openai import OpenAITranslator
+
+
+class Chat(Reading, Spoken):
+    path = "/v1/chat/completions"
+    required = "messages"
+    output_limits = ("max_completion_tokens", "max_tokens")
+
+    def translator(self, ask: Ask, route: Route, allowed: Caps) -> OpenAITranslator:
+        passed = self.allowed_fields(ask, route, allowed)
+        return OpenAITranslator(ask, passed, ask_for_usage=route.usage_in_streams)

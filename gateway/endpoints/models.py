@@ -1,0 +1,57 @@
+"""GET /v1/models and /v1/models/{id}: what this key may use, in the dialect of who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+from gateway.route import Route, Routes
+from gateway.terms import Head, Principal
+
+PATH = "/v1/models"
+
+
+def answer(head: Head, routes: Routes, principal: Principal, started: int) -> dict[str, Any]:
+    """The list, or one model; `started` (seconds since the epoch) stands for its creation.
+
+    Raises ModelNotFound.
+    """
+    anthropic = b"anthropic-version" in head.fields
+    shape = _anthropic if anthropic else _openai
+    name = unquote(head.path[len(PATH) :].strip("/"))
+    if name:
+        return shape(name, routes.resolve(name, principal), started)
+    models = [shape(name, route, started) for name, route in routes.visible(principal)]
+    return _anthropic_list(models) if anthropic else {"object": "list", "data": models}
+
+
+def _openai(name: str, route: Route, started: int) -> dict[str, Any]:
+    model: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": started,
+        "owned_by": "fairgate",
+    }
+    if route.max_model_len is not None:
+        model["max_model_len"] = route.max_model_len
+    return model
+
+
+def _anthropic(name: str, route: Route, started: int) -> dict[str, Any]:
+    created = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    model = {"type": "model", "id": name, "display_name": name, "created_at": created}
+    if route.max_model_len is not None:
+        model["max_model_len"] = str(route.max_model_len)
+    return model
+
+
+def _anthropic_list(models: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    listed = list(models)
+    return {
+        "data": listed,
+        "first_id": listed[0]["id"] if listed else None,
+        "last_id": listed[-1]["id"] if listed else None,
+        "has_more": False,
+    }

@@ -1,0 +1,168 @@
+"""★ The path: one request, from its head to the last byte, every step in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.base import Call
+from backends.errors import BackendError
+from gateway import accept, passing
+from gateway.account import Account
+from gateway.admit import Admission
+from gateway.authenticate import Keys, authenticate
+from gateway.endpoints.base import Endpoint
+from gateway.errors import ClientGone, GatewayError, InternalError, from_backend
+from gateway.relay import ClientStalled, Relay
+from gateway.reply import Caller, Reply, State
+from gateway.route import Route, Routes
+from gateway.salts import Salts
+from gateway.settings import Config
+from gateway.terms import Ask, Head, Principal, Record
+from gateway.wire.answer import Translator
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The live objects a request meets. Mutable state: `live`, the requests under way."""
+
+    config: Config
+    keys: Keys
+    routes: Routes
+    admission: Admission
+    account: Account
+    bodies: accept.Bodies
+    salts: Salts
+    #: The largest body any model or team may be sent, in bytes.
+    largest_body: int
+    live: set[Exchange] = field(default_factory=set)
+
+
+class Exchange:
+    """One request's life.
+
+    Mutable state: `record`, what will be told of it; `_ending`, why it is ended from outside.
+    """
+
+    def __init__(
+        self, gateway: Gateway, endpoint: Endpoint, head: Head, caller: Caller, began: float
+    ) -> None:
+        request_id = passing.request_id()
+        self.record = Record(request_id, endpoint.path, began)
+        self.reply = Reply(caller, endpoint, request_id)
+        self._gateway = gateway
+        self._endpoint = endpoint
+        self._head = head
+        self._caller = caller
+        self._task: asyncio.Task[Any] | None = None
+        self._ending: GatewayError | None = None
+
+    async def run(self, receive: accept.Receive) -> None:
+        """Serve it. Raises only where the server itself cancels it."""
+        self._task = asyncio.current_task()
+        self._caller.watcher = self
+        self._gateway.live.add(self)
+        try:
+            await self._steps(receive)
+        except GatewayError as exc:
+            self._refuse(exc)
+        except ClientStalled:
+            self._caller.cut()
+            self._refuse(ClientGone())
+        except BackendError as exc:
+            self._refuse(from_backend(exc))
+        except asyncio.CancelledError:
+            if self._ending is None or self._task is None:
+                raise
+            self._task.uncancel()
+            self._refuse(self._ending)
+        except Exception as exc:
+            self._gateway.account.fault(self.record, exc)
+            self._refuse(InternalError())
+        finally:
+            self._caller.watcher = None
+            self._gateway.live.discard(self)
+            self._gateway.account.close(self.record, self.reply)
+
+    async def _steps(self, receive: accept.Receive) -> None:
+        gateway, endpoint, head, record = self._gateway, self._endpoint, self._head, self.record
+
+        principal = await authenticate(head, gateway.keys, time.time())
+        record.key, record.team = principal.key, principal.team
+        accept.check_head(head, gateway.largest_body)
+        with gateway.bodies.share() as share:
+            body = await accept.body(
+                receive, share, gateway.largest_body, gateway.config.timeouts.body
+            )
+            record.bytes_in = len(body)
+
+            ask = endpoint.read(accept.text(body))
+            record.stream = ask.stream
+            route = gateway.routes.resolve(ask.model, principal)
+            record.model, record.pool = ask.model, route.pool.name
+            caps = route.caps_for(principal.team)
+            accept.check_size(body, caps.body)
+            translator = endpoint.translator(ask, route, caps)
+
+            permit = await gateway.admission.admit(principal, ask, route)
+            record.admitted = time.monotonic()
+            try:
+                await self._send(principal, ask, route, translator)
+            finally:
+                record.usage = translator.used()
+                record.dropped_fields = translator.dropped
+                permit.settle(record.usage)
+
+    async def _send(
+        self, principal: Principal, ask: Ask, route: Route, translator: Translator
+    ) -> None:
+        record, pool, head = self.record, route.pool, self._head
+        salt = self._gateway.salts.of(principal, route, self._endpoint.path)
+        if salt is not None:
+            translator.set("cache_salt", salt)
+        record.client_request_id = passing.client_request_id(head)
+        call = Call(
+            path=self._endpoint.path,
+            body=translator.request(route.upstream_model),
+            stream=ask.stream,
+            request_id=record.request_id,
+            headers=passing.trace(head, record),
+        )
+        deadline = passing.deadline(head, record.began, route.timeouts, ask.stream)
+        relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone)
+        self._caller.watcher = relay
+        with pool.turn(ask.demand) as turn:
+            try:
+                await turn.send(call, relay)
+            finally:
+                relay.close()
+                record.attempts = turn.attempts
+                record.first_event = relay.first_event
+                record.replica = turn.replica.url if turn.replica else ""
+
+    # Endings from outside
+
+    def gone(self) -> None:
+        """The caller left: everything it holds is let go of, the engine first."""
+        self.end(ClientGone())
+
+    def pause(self) -> None:
+        """Nothing flows before the relay is there to watch."""
+
+    def resume(self) -> None:
+        """As `pause`."""
+
+    def end(self, exc: GatewayError) -> None:
+        """Stop it wherever it is and tell the caller `exc`, if the caller can be told."""
+        if self._ending is None and self._task is not None:
+            self._ending = exc
+            self._task.cancel()
+
+    def _refuse(self, exc: GatewayError) -> None:
+        record = self.record
+        record.outcome = exc.outcome
+        if self.reply.state is State.NONE:
+            record.status = self._endpoint.status(exc)
+        self.reply.refuse(exc)

@@ -1,0 +1,416 @@
+"""The front door: one lean subclass of uvicorn's httptools protocol.
+
+It adds what uvicorn leaves to a proxy in front: deadlines and caps for the head, the strictness
+of RFC 9112 where two readers of one request could differ, our JSON for every refusal, a caller
+who leaves noticed in every state, and answers written without a task or an ASGI message for each
+piece (`Visit`, the `Caller` of one request).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import httptools
+import orjson
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from gateway import passing
+from gateway.endpoints.base import speech
+from gateway.errors import (
+    GatewayError,
+    HeadersTooLarge,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    Overloaded,
+    RequestTimeout,
+)
+from gateway.reply import Headers, Watcher
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
+_METHODS = "GET, HEAD, POST, OPTIONS"
+_NEVER = frozenset({b"TRACE", b"CONNECT"})
+
+
+@dataclass(slots=True)
+class Door:
+    """What all connections of a listener share: the bounds, and who may still come in.
+
+    Times in seconds, sizes in bytes. `drain_for` and `drain_bytes` say how much of an unread body
+    is taken in after an early answer, so that closing does not destroy the answer on its way.
+    """
+
+    header_timeout: float = 10.0
+    header_bytes: int = 32 * 1024
+    header_fields: int = 100
+    pipelined_bytes: int = 64 * 1024
+    connections: int = 10_000
+    drain_for: float = 1.0
+    drain_bytes: int = 64 * 1024
+
+
+class Visit(RequestResponseCycle):
+    """One request and its answer: uvicorn's cycle, and the `Caller` that `reply.py` writes to."""
+
+    front: Front
+    watcher: Watcher | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self.disconnected
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        if self.disconnected:
+            return
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        if self.more_body:
+            self.keep_alive = False  # where its body ends is not known: no second request
+        lines = [STATUS_LINE[status]]
+        lines.extend(b"%b: %b\r\n" % field for field in self.default_headers)
+        lines.extend(b"%b: %b\r\n" % field for field in headers)
+        if length is None and self.scope["http_version"] == "1.0":
+            self.chunked_encoding = False  # the close is the end
+            self.keep_alive = False
+        elif length is None:
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self.chunked_encoding = False
+            lines.append(b"content-length: %d\r\n" % length)
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self.transport.write(b"".join(lines))
+
+    def write(self, piece: bytes) -> None:
+        if self.disconnected or not piece or self.scope["method"] == "HEAD":
+            return
+        if self.chunked_encoding:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        else:
+            self.transport.write(piece)
+
+    def finish(self) -> None:
+        if self.disconnected or self.response_complete:
+            return
+        if self.chunked_encoding and self.scope["method"] != "HEAD":
+            self.transport.write(b"0\r\n\r\n")
+        self.response_complete = True
+        self.watcher = None
+        self.message_event.set()
+        if not self.keep_alive:
+            self.front.close_after(self.more_body)
+        self.on_response()
+
+    def cut(self) -> None:
+        self.response_complete = True
+        self.watcher = None
+        self.transport.abort()
+
+    async def send(self, message: Any) -> None:
+        """ASGI's way in, for what Starlette answers."""
+        if message["type"] == "http.response.start":
+            fields = [field for field in message["headers"] if field[0] != b"content-length"]
+            length = next((int(v) for n, v in message["headers"] if n == b"content-length"), None)
+            self.begin(message["status"], fields, length)
+            return
+        self.write(message.get("body", b""))
+        if not message.get("more_body", False):
+            self.finish()
+
+    async def send_500_response(self) -> None:
+        self.front.refuse(InternalError())
+
+
+class Front(HttpToolsProtocol):
+    """One connection.
+
+    Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), how much of it is
+    here (`_head_bytes`, `_field_bytes`) and its `_deadline`; `_fault`, why the request being read
+    is refused; `_active`, the visit being answered; `_waiting_bytes`, sent ahead of their turn; and
+    `_closing`, how many bytes an ending connection may still send, None while it lives.
+    """
+
+    door: ClassVar[Door] = Door()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.url = b""
+        self._head_bytes = 0
+        self._field_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._fault: GatewayError | None = None
+        self._in_head = True
+        self._active: Visit | None = None
+        self._waiting_bytes = 0
+        self._closing: int | None = None
+
+    # Connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        if len(self.connections) > self.door.connections:
+            self.refuse(Overloaded("Too many connections are open."))
+            return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn tells only the newest request; the one being answered may be an older one.
+        self._stop_deadline()
+        active = self._active
+        for visit in (active, *(visit for visit, _ in self.pipeline)):
+            if visit is not None and not visit.response_complete:
+                visit.disconnected = True
+                visit.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        if active is not None and active.watcher is not None:
+            watcher, active.watcher = active.watcher, None
+            watcher.gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing is not None:
+            self._closing -= len(data)
+            if self._closing < 0:
+                self.transport.abort()
+            return
+        if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
+            return
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._head_bytes and self._deadline is None:
+            self._expect_head()  # a head that came whole never needs a timer
+
+    def _feed(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            # An offer we do not take (RFC 9110 §7.8): what follows is HTTP/1.1 as before.
+            rest = data[exc.args[0] :]
+            if rest and self._fault is None:
+                self._feed(rest)
+        except httptools.HttpParserError:
+            self._fault = self._fault or InvalidRequest("This is not a well-formed HTTP request.")
+        if self._head_bytes > self.door.header_bytes:
+            self._fault = self._fault or HeadersTooLarge("The request head is too large.")
+        if self._fault is not None:
+            self._refuse_in_turn()
+
+    def eof_received(self) -> None:
+        """A caller that stops sending has left: no client of these APIs half-closes and waits."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._active is not None and self._active.watcher is not None:
+            self._active.watcher.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._active is not None and self._active.watcher is not None:
+            self._active.watcher.resume()
+
+    def timeout_keep_alive_handler(self) -> None:
+        # What the caller has not read by now it will not read.
+        self.transport.abort() if self.flow.write_paused else self.transport.close()
+
+    def shutdown(self) -> None:
+        for visit in (self._active, *(visit for visit, _ in self.pipeline)):
+            if visit is not None:
+                visit.keep_alive = False
+        if self._active is None or self._active.response_complete:
+            self._stop_deadline()
+            self.transport.close()
+
+    # Heads
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._field_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > self.door.header_bytes:
+            self._fault = HeadersTooLarge("The request head is too large.")
+        elif len(self.headers) > self.door.header_fields:
+            self._fault = HeadersTooLarge("The request has too many header fields.")
+
+    def on_headers_complete(self) -> None:
+        self._stop_deadline()
+        self._in_head = False
+        self._head_bytes = 0
+        if self._fault is None:
+            self._fault = self._wrong_head()
+        if self._fault is not None:
+            return
+        method = self.parser.get_method()
+        version = self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = (url.path or b"/").decode("ascii")
+        scope = self.scope
+        scope["method"] = method.decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = path  # as sent: no path of ours needs decoding, and none is reached by it
+        scope["raw_path"] = url.path or b"/"
+        scope["query_string"] = url.query or b""
+        visit = Visit(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        visit.front = self
+        scope["extensions"] = {"fairgate.caller": visit}  # type: ignore[dict-item]
+        self.cycle = visit
+        if self._active is None or self._active.response_complete:
+            self._active = visit
+            self._start_asgi_task(visit, self.app)
+        else:
+            # Reading goes on, within a bound: a paused socket would hide that the caller left.
+            self.pipeline.appendleft((visit, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        visit = self.cycle
+        if self._fault is not None or visit.response_complete:
+            return
+        visit.body += body
+        if visit is self._active and len(visit.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()  # until it is asked for, which is soon
+        visit.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        if self._fault is None:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        following = self.pipeline[-1][0] if self.pipeline else None
+        assert following is None or isinstance(following, Visit)
+        self._waiting_bytes = 0
+        super().on_response_complete()
+        if following is not None and not self.transport.is_closing():
+            self._active = following
+        elif self._fault is not None and self._closing is None:
+            self.refuse(self._fault)
+
+    def _wrong_head(self) -> GatewayError | None:
+        """What RFC 9112 has a server refuse, and what two servers could read differently."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method in _NEVER:
+            return MethodNotAllowed(method.decode(), _METHODS)
+        if version not in ("1.1", "1.0"):
+            return InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        names = [name for name, _ in self.headers]
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if hosts[1:] or (hosts and not _HOST.match(hosts[0])):
+            return InvalidRequest("Send exactly one well-formed Host header.")
+        if not hosts and not (version == "1.0" and self.url in _WITHOUT_HOST):
+            return InvalidRequest("Send exactly one well-formed Host header.")
+        if b"transfer-encoding" in names:
+            codings = [v for n, v in self.headers if n == b"transfer-encoding"]
+            if [c.strip().lower() for c in codings] != [b"chunked"] or version == "1.0":
+                return InvalidRequest("The only transfer-encoding is `chunked`, on HTTP/1.1.")
+            if b"content-length" in names:
+                return InvalidRequest("Send content-length or transfer-encoding, not both.")
+        if names.count(b"content-length") > 1:
+            return InvalidRequest("Send content-length once.")
+        if not self.url.startswith(b"/"):
+            return InvalidRequest("The request target must be a path.")
+        return None
+
+    # Deadlines and refusals
+
+    def _expect_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.door.header_timeout, self._head_is_late)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _head_is_late(self) -> None:
+        self._deadline = None
+        if self._active is not None and not self._active.response_complete:
+            return  # the rest of a pipelined head may take as long as the answer before it
+        if self._head_bytes:
+            self.refuse(RequestTimeout("The request head did not arrive in time."))
+        else:
+            self.transport.close()
+
+    def _room_for(self, size: int) -> bool:
+        """Whether requests sent ahead of their turn may grow by `size` bytes.
+
+        If not, they are forgotten and the connection ends with the answer under way: a client
+        sends again what was not answered (RFC 9112 §9.3.2).
+        """
+        self._waiting_bytes += size
+        if self._waiting_bytes <= self.door.pipelined_bytes:
+            return True
+        self.pipeline.clear()
+        if self._active is not None:
+            self.cycle = self._active
+            self._active.keep_alive = False
+        self._closing = 1 << 62  # read on, and forget it
+        return False
+
+    def _refuse_in_turn(self) -> None:
+        """Refuse the request being read, after the answers that are due before it."""
+        if self._active is None or self._active.response_complete:
+            assert self._fault is not None
+            self.refuse(self._fault)
+        elif self._active is self.cycle and not self.pipeline and self._active.more_body:
+            # The body under way is broken: its own request is the one at fault.
+            self._active.disconnected = True
+            self._active.message_event.set()
+            assert self._fault is not None
+            self.refuse(self._fault)
+
+    def refuse(self, exc: GatewayError) -> None:
+        """Answer without a request to answer to, and close."""
+        self._stop_deadline()
+        if self.transport.is_closing() or self._closing is not None:
+            return
+        said = speech(self.url.decode("latin-1"))
+        request_id = passing.request_id()
+        body = orjson.dumps(said.error_object(exc, request_id))
+        identity = request_id.encode()
+        lines = [STATUS_LINE[said.status(exc)]]
+        lines.extend(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        lines.extend(b"%b: %b\r\n" % field for field in exc.headers)
+        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))
+        lines.append(b"connection: close\r\n\r\n")
+        lines.append(body)
+        self.transport.write(b"".join(lines))
+        self.close_after(True)
+
+    def close_after(self, unread: bool) -> None:
+        """Close once what was written is out. `unread`: the caller may still be sending."""
+        if not unread:
+            self.transport.close()
+            return
+        # Closing with bytes unread resets the connection and can destroy the answer on its way
+        # (RFC 9112 §9.6): end our side, then take in a little of what still comes.
+        self._closing = self.door.drain_bytes
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._deadline = self.loop.call_later(self.door.drain_for, self.transport.abort)

@@ -1,0 +1,115 @@
+"""The log of requests on standard output, and diagnostics on standard error.
+
+Lines wait in a bounded queue and a thread writes them: a blocked pipe neither delays nor fails a
+request, it costs lines, which are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+
+#: A write of at most this size to a pipe is atomic (POSIX `PIPE_BUF`), so that the lines of
+#: processes that share a pipe never mix.
+ATOMIC = 4096
+_GATHER = 0.02
+
+
+class LineLog:
+    """Mutable state: `_lines`, those waiting; `dropped`, how many were not taken."""
+
+    def __init__(self, fd: int, capacity: int) -> None:
+        self._fd = fd
+        self._capacity = capacity
+        self._lines: deque[bytes] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._warned_at = 0.0
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="fairgate-log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Take one line, its newline included. Never waits."""
+        if len(self._lines) >= self._capacity:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def close(self, timeout: float) -> None:
+        """Write what is left, for at most `timeout` seconds."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            if not self._closing:
+                time.sleep(_GATHER)  # what comes meanwhile leaves in the same write
+            self._wake.clear()
+            self._drain()
+            self._warn()
+            if self._closing and not self._lines:
+                return
+
+    def _drain(self) -> None:
+        lines = self._lines
+        while lines:
+            batch, size = [], 0
+            while lines and size + len(lines[0]) <= ATOMIC:
+                line = lines.popleft()
+                batch.append(line)
+                size += len(line)
+            if not batch:
+                lines.popleft()  # longer than may be written in one piece
+                self.dropped += 1
+                continue
+            try:
+                os.write(self._fd, b"".join(batch))
+            except OSError:  # no reader, no disk: requests go on without a log
+                self.dropped += len(batch)
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if self.dropped and now - self._warned_at > 60:
+            self._warned_at = now
+            logging.getLogger("fairgate").warning(
+                "%d log lines were dropped: standard output does not keep up", self.dropped
+            )
+
+
+def set_up_diagnostics(level: str) -> None:
+    """Send diagnostics to standard error, ours in full and those of libraries from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("fairgate").setLevel(level.upper())
+
+
+class _Line(logging.Formatter):
+    """One line a message. An exception is told by its frames: its text could hold a secret."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatException(self, ei: object) -> str:
+        assert isinstance(ei, tuple)
+        return told_safely(ei[1]) if isinstance(ei[1], BaseException) else ""
+
+
+def told_safely(exc: BaseException) -> str:
+    """The type and the place of an exception, without any value."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    places = " < ".join(
+        f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
+        for frame in reversed(frames)
+    )
+    return f"{type(exc).__name__} at {places or 'unknown place'}"

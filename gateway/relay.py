@@ -1,0 +1,290 @@
+"""Step 6: the answer's way back, written from the engine's own callbacks.
+
+Nothing is sent before the first whole event is in hand, or `early_commit` is over; until then
+another replica may still be tried and an error still has its status. From there on whole events
+leave as they come: one write for each read, never half an event, so that a heartbeat or the last
+words of a broken stream cannot fall inside one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from backends.base import Flight, Headers, Replica
+from backends.errors import (
+    BackendError,
+    BadAnswer,
+    ConnectionBroken,
+    FirstEventTimeout,
+    StreamTruncated,
+    UpstreamTimeout,
+)
+from backends.framing import Framer
+from gateway.reply import Reply, State
+from gateway.route import Route
+from gateway.wire.answer import Translator
+
+#: A plain answer up to this size is edited as a whole; a larger one is relayed as it comes.
+LARGEST_HELD = 1 << 20
+_ERROR_LIMIT = 64 * 1024
+_TAIL = 4 * 1024
+
+
+class ClientStalled(ConnectionBroken):
+    """Raised when the caller did not read for `client_write`; the engine is not to blame."""
+
+    reason = "client_stall"
+    elsewhere = False
+
+
+class Relay:
+    """The sink of one request, over all its attempts, and the watcher of its caller.
+
+    Mutable state: `failure` and `promised` as a `Sink` has them; the attempt's flight, framer and
+    what is held of its answer; `_began`, `_heard` and `_spoke`, when it began, when the engine and
+    when we last said something;
+    `_paused_at`, since when the caller does not read; `_timer`, the one timer of the request.
+    """
+
+    def __init__(
+        self,
+        reply: Reply,
+        translator: Translator,
+        route: Route,
+        stream: bool,
+        deadline: float,
+        leave: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reply = reply
+        self._translator = translator
+        self._kind = route.pool.kind
+        self._stream = stream
+        self._timeouts = route.timeouts
+        self._extra = route.headers
+        self._event_limit = route.event_limit
+        self._leave = leave
+        self._deadline = deadline
+        self._accepted = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused_at = 0.0
+        self._spoke = 0.0
+        self.first_event = 0.0
+        # Of one attempt
+        self.failure: BackendError | None = None
+        self.promised = False
+        self._flight: Flight | None = None
+        self._framer: Framer | None = None
+        self._take: Callable[[bytes], None] = self._ignore
+        self._status = 0
+        self._held: list[bytes] = []
+        self._size = 0
+        self._began = 0.0
+        self._heard = 0.0
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Sink
+
+    def begin(self, flight: Flight, replica: Replica) -> None:
+        if self.failure is not None:
+            self.failure = None
+            self._translator.restart()
+        self._flight = flight
+        self._framer = None
+        self._held = []
+        self._size = 0
+        self._status = 0
+        self._began = self._heard = self._loop.time()
+        if self._timer is None:
+            self._arm(self._heard)
+
+    def head(self, status: int, headers: Headers) -> None:
+        self._status = status
+        self._heard = self._loop.time()
+        if status >= 300:
+            self._take = self._take_error
+            return
+        media = next((v for n, v in headers if n == b"content-type"), b"").lower()
+        wanted = b"text/event-stream" if self._stream else b"application/json"
+        if status != 200 or not media.startswith(wanted):
+            self._take = self._ignore
+            self._fail(BadAnswer(f"{status} with {media[:64].decode('latin-1')!r}"))
+        elif self._stream:
+            self._framer = self._kind.framer(self._event_limit)
+            self._take = self._take_events
+        else:
+            self._take = self._take_plain
+
+    def data(self, piece: bytes) -> None:
+        self._heard = self._loop.time()
+        self._take(piece)
+
+    def end(self) -> None:
+        if self._status >= 300:
+            self.failure = self._kind.read_error(self._status, b"".join(self._held))
+        elif self._stream:
+            self._end_stream()
+        elif self._size <= LARGEST_HELD:
+            self._end_whole()
+        else:
+            self._translator.closing(b"".join(self._held))
+            self._reply.end()
+
+    def broken(self, exc: BackendError) -> None:
+        if self._reply.state is not State.ENDED:  # what follows the last event harms nobody
+            self.failure = exc
+
+    # Watcher
+
+    def gone(self) -> None:
+        self._leave()
+
+    def pause(self) -> None:
+        self._paused_at = self._loop.time()
+        if self._flight is not None:
+            self._flight.pause()
+            self.close()
+            self._arm(self._paused_at)
+
+    def resume(self) -> None:
+        self._paused_at = 0.0
+        self._heard = self._loop.time()
+        if self._flight is not None:
+            self._flight.resume()
+
+    # What an answer's pieces are taken for
+
+    def _take_events(self, piece: bytes) -> None:
+        assert self._framer is not None
+        try:
+            events = self._framer.cut(piece)
+        except BadAnswer as exc:
+            self._fail(exc)
+            return
+        if events:
+            self._relay(events)
+
+    def _relay(self, events: bytes) -> None:
+        translator = self._translator
+        told = translator.feed(events)
+        if told:
+            self._send(told)
+        if translator.failed is not None:
+            self._fail(translator.failed)
+        elif translator.done:
+            self._reply.end()
+            self._take = self._ignore
+
+    def _send(self, told: bytes) -> None:
+        reply = self._reply
+        if not self.promised:
+            self.promised = True
+            self.first_event = time.monotonic()
+            if reply.state is State.NONE:
+                reply.start_stream(self._extra)
+        self._spoke = self._heard
+        reply.data(told)
+
+    def _take_plain(self, piece: bytes) -> None:
+        self._size += len(piece)
+        self._held.append(piece)
+        if self._size > LARGEST_HELD:
+            self.promised = True
+            self.first_event = time.monotonic()
+            self._reply.start_plain(self._extra)
+            head = b"".join(self._held)
+            self._reply.data(self._translator.opening(head))
+            self._held = [head[-_TAIL:]]
+            self._take = self._take_more
+
+    def _take_more(self, piece: bytes) -> None:
+        self._size += len(piece)
+        self._reply.data(piece)
+        self._held = [(b"".join(self._held) + piece)[-_TAIL:]]
+
+    def _take_error(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size <= _ERROR_LIMIT:
+            self._held.append(piece)
+
+    def _ignore(self, piece: bytes) -> None:
+        return None
+
+    def _end_stream(self) -> None:
+        if self._reply.state is State.ENDED or self.failure is not None:
+            return
+        assert self._framer is not None
+        rest = self._framer.rest()
+        if rest.strip():
+            # The last line's end may be missing; the terminator itself may not.
+            self._relay(rest + b"\n\n")
+        if not self._translator.done and self.failure is None:
+            self.failure = StreamTruncated("the stream ended without its terminator")
+
+    def _end_whole(self) -> None:
+        try:
+            body = self._translator.whole(b"".join(self._held))
+        except BadAnswer as exc:
+            self.failure = exc
+            return
+        self.promised = True
+        self.first_event = time.monotonic()
+        self._reply.whole(body, self._extra)
+
+    def _fail(self, exc: BackendError) -> None:
+        assert self._flight is not None
+        self._flight.fail(exc)
+
+    # The one timer: it looks what is due, and sleeps until something may be.
+
+    def _arm(self, now: float) -> None:
+        self._timer = self._loop.call_at(self._next(now), self._tick)
+
+    def _next(self, now: float) -> float:
+        times = self._timeouts
+        if self._paused_at:
+            return self._paused_at + times.client_write
+        if not self._stream:
+            return self._deadline
+        if self.promised:
+            return min(self._heard + times.stall, self._spoke + times.heartbeat)
+        due = min(self._began + times.first_event, self._deadline)
+        if self._reply.state is State.NONE:
+            return min(due, self._accepted + times.early_commit)
+        return min(due, self._spoke + times.heartbeat)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._timer = None
+        if self._flight is None:
+            return
+        if now >= self._next(now):
+            self._due(now, self._flight)
+        if self._timer is None:
+            # A millisecond: the loop's clock may wake us a little before the time.
+            self._timer = self._loop.call_at(max(self._next(now), now + 0.001), self._tick)
+
+    def _due(self, now: float, flight: Flight) -> None:
+        times = self._timeouts
+        if self._paused_at:
+            flight.fail(ClientStalled("the caller does not read"))
+        elif not self._stream:
+            flight.fail(UpstreamTimeout("no answer within its time"))
+        elif self.promised and now >= self._heard + times.stall:
+            flight.fail(UpstreamTimeout(f"silent for {times.stall:g} s"))
+        elif not self.promised and now >= self._deadline:
+            flight.fail(UpstreamTimeout("no event before the caller's own time is over"))
+        elif not self.promised and now >= self._began + times.first_event:
+            flight.fail(FirstEventTimeout(f"no event within {times.first_event:g} s"))
+        elif self._reply.state is State.NONE:
+            self._reply.start_stream(self._extra)
+            self._spoke = now
+        elif self._reply.state is not State.ENDED:
+            self._reply.heartbeat()
+            self._spoke = now

@@ -1,0 +1,93 @@
+"""The nouns that every step of a request shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec import Raw
+
+from backends.base import Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling. `models` are the names this key may ask for; None: all.
+
+    `key` and `team` are the names of the configuration, stable and safe to log.
+    """
+
+    key: str
+    team: str
+    models: frozenset[str] | None = None
+    expires: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request's head, as far as it is used: names in lower case, values as they came."""
+
+    method: str
+    path: str
+    fields: dict[bytes, bytes]
+    repeated: frozenset[bytes] = frozenset()
+
+    def get(self, name: bytes) -> str:
+        return self.fields.get(name, b"").decode("latin-1")
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens used so far. `exact` once the engine itself said so, else counted from the events."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller asks for: the checked request, before a model server is chosen.
+
+    `fields` is the top level of the body as sent, nested values as raw JSON; `wants_usage` says
+    whether the caller asked for usage in the stream.
+    """
+
+    model: str
+    stream: bool
+    fields: dict[str, Raw]
+    demand: Demand = field(default_factory=Demand)
+    wants_usage: bool = False
+
+
+@dataclass(slots=True)
+class Record:
+    """What is told of one request when it is over: the log line and the metrics.
+
+    Times are seconds of the monotonic clock, which the event loop's is too.
+    `endpoint` is a path of our table or `other`.
+    """
+
+    request_id: str
+    endpoint: str
+    began: float
+    client_request_id: str = ""
+    trace_id: str = ""
+    key: str = ""
+    team: str = ""
+    model: str = ""
+    pool: str = ""
+    replica: str = ""
+    stream: bool = False
+    status: int = 0
+    outcome: str = "ok"
+    attempts: int = 0
+    admitted: float = 0.0
+    first_event: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped_fields: int = 0
+    usage: Usage = field(default_factory=Usage)

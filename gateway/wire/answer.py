@@ -1,0 +1,110 @@
+"""What the translators of both dialects share: one request's way out and its answer's way back.
+
+Bytes pass untouched but for what must change: the model's name, and usage the caller did not ask
+for. A key is found by its quoted name: inside a JSON string the quotes would be escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from backends.errors import BadAnswer, StreamFailed
+from gateway.terms import Ask, Usage
+
+_MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+_object = msgspec.json.Decoder(dict[str, Raw])
+
+
+class Translator:
+    """One request in one dialect; its subclasses know the dialect.
+
+    Mutable state: `usage`, used so far; `events`, how many were relayed; `done`, whether the
+    stream's own end was seen; `failed`, what the engine said went wrong inside a stream.
+    """
+
+    def __init__(self, ask: Ask, fields: dict[str, Raw]) -> None:
+        self.usage = Usage()
+        self.events = 0
+        self.done = False
+        self.failed: StreamFailed | None = None
+        #: How many fields of the request were unknown and left out.
+        self.dropped = sum(name not in fields for name in ask.fields)
+        self._ask = ask
+        self._fields = fields
+        self._named = b'"model":' + orjson.dumps(ask.model)
+        self._name_sent: bytes | None = None
+
+    def restart(self) -> None:
+        """Forget an attempt of which the caller has seen nothing."""
+        self.usage = Usage()
+        self.events = 0
+        self.done = False
+        self.failed = None
+        self._name_sent = None
+
+    def used(self) -> Usage:
+        """What was used so far: the engine's own figures, or the events counted."""
+        if not self.usage.exact:
+            self.usage.completion = max(self.usage.completion, self.events)
+        return self.usage
+
+    def request(self, upstream_model: str) -> bytes:
+        """The body for the server: what was checked, nothing else, under the server's own name."""
+        self._fields["model"] = Raw(orjson.dumps(upstream_model))
+        return msgspec.json.encode(self._fields)
+
+    def set(self, name: str, value: Any) -> None:
+        """A field of the gateway's own."""
+        self._fields[name] = Raw(orjson.dumps(value))
+
+    def feed(self, events: bytes) -> bytes:
+        """Whole events in, whole events out; `b""` where there is nothing to say yet."""
+        raise AssertionError("a dialect has its own")
+
+    def whole(self, body: bytes) -> bytes:
+        """A plain answer, complete. Raises BadAnswer where it is none."""
+        try:
+            document = _object.decode(body)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise BadAnswer(f"a plain answer that is not a JSON object: {exc}") from None
+        if "model" in document:
+            document["model"] = Raw(self._named.partition(b":")[2])
+        usage = document.get("usage")
+        if usage is not None:
+            self._note_usage(usage)
+        self._note_answer(document)
+        return msgspec.json.encode(document)
+
+    def opening(self, head: bytes) -> bytes:
+        """The beginning of a plain answer that is too large to be held."""
+        return _MODEL.sub(lambda _: self._named, head, count=1)
+
+    def closing(self, tail: bytes) -> None:
+        """Take the usage from the end of such an answer."""
+        found = _USAGE.findall(tail)
+        if found:
+            self._note_usage(Raw(found[-1]))
+
+    def _note_answer(self, document: dict[str, Raw]) -> None:
+        """Look for what a dialect tells of its usage outside `usage`."""
+
+    def _note_usage(self, usage: Raw) -> None:
+        raise AssertionError("a dialect has its own")
+
+    def _rename(self, events: bytes) -> bytes:
+        """The caller's name for the model in place of the server's."""
+        sent = self._name_sent
+        if sent is not None and sent in events:
+            return events if sent == self._named else events.replace(sent, self._named)
+        found = _MODEL.search(events)
+        if found is None:
+            return events
+        self._name_sent = found.group()
+        return _MODEL.sub(lambda _: self._named, events)

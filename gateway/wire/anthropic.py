@@ -1,0 +1,122 @@
+"""The Anthropic dialect: messages and the counting of their tokens.
+
+vLLM speaks it itself, so events pass as they come.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from backends.errors import StreamFailed
+from gateway.errors import GatewayError
+from gateway.terms import Usage
+from gateway.wire import sse
+from gateway.wire.answer import Translator
+
+#: With data: an event without any makes clients read an empty document.
+HEARTBEAT = b'event: ping\ndata: {"type": "ping"}\n\n'
+
+_STOP = re.compile(rb'"type"\s*:\s*"message_stop"')
+
+#: The engine's error types by the status they stand for (vLLM `serve/anthropic`).
+_STATUS = {
+    "invalid_request_error": 400,
+    "BadRequestError": 400,
+    "not_found_error": 404,
+    "NotFoundError": 404,
+    "rate_limit_error": 429,
+    "overloaded_error": 503,
+}
+
+
+class _Tokens(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class AnthropicTranslator(Translator):
+    """Streams open with `message_start` and end with `message_stop`."""
+
+    def feed(self, events: bytes) -> bytes:
+        self.events += events.count(b"content_block_delta") // 2
+        if b'"usage"' in events or b'"error"' in events or b"event: error" in events:
+            events = self._read(events)
+        if b'"message_stop"' in events[-80:] and _STOP.search(events[-80:]):
+            self.done = True
+        if self._name_sent is None:  # only `message_start` names the model
+            return self._rename(events)
+        return events
+
+    def _read(self, events: bytes) -> bytes:
+        passed = []
+        for event in sse.split(events):
+            if b'"usage"' in event or b"error" in event:
+                self._note(event)
+                if self.failed is not None:
+                    break
+            passed.append(event)
+        return b"".join(passed)
+
+    def _note(self, event: bytes) -> None:
+        try:
+            document = orjson.loads(sse.payload(event))
+        except orjson.JSONDecodeError:
+            return
+        if not isinstance(document, dict):
+            return
+        if document.get("type") == "error":
+            self.failed = _failure(document)
+            return
+        message = document.get("message")
+        usage = message.get("usage") if isinstance(message, dict) else document.get("usage")
+        if isinstance(usage, dict):
+            self._note_usage(Raw(orjson.dumps(usage)))
+            # `message_start` knows the prompt only; the rest comes with `message_delta`.
+            self.usage.exact = document.get("type") == "message_delta"
+
+    def _note_answer(self, document: dict[str, Raw]) -> None:
+        if "input_tokens" in document:  # count_tokens
+            self._note_usage(msgspec.Raw(msgspec.json.encode(document)))
+
+    def _note_usage(self, usage: Raw) -> None:
+        try:
+            tokens = msgspec.json.decode(usage, type=_Tokens | None)
+        except msgspec.DecodeError:
+            return
+        if tokens is None:
+            return
+        cached = tokens.cache_read_input_tokens or 0
+        self.usage = Usage(
+            prompt=(tokens.input_tokens or 0) + cached or self.usage.prompt,
+            cached=cached,
+            completion=tokens.output_tokens or 0,
+            exact=True,
+        )
+
+
+def error_object(exc: GatewayError, request_id: str) -> dict[str, Any]:
+    """Anthropic's error object (https://docs.anthropic.com/en/api/errors)."""
+    return {
+        "type": "error",
+        "error": {"type": exc.anthropic_type, "message": f"{exc} (request id: {request_id})"},
+        "request_id": request_id,
+    }
+
+
+def error_frame(exc: GatewayError, request_id: str) -> bytes:
+    """The last words of a broken stream. Without `event:` the SDK would skip it."""
+    return b"event: error\ndata: " + orjson.dumps(error_object(exc, request_id)) + b"\n\n"
+
+
+def _failure(document: dict[str, Any]) -> StreamFailed:
+    error = document.get("error")
+    told = error if isinstance(error, dict) else {}
+    status = _STATUS.get(str(told.get("type")), 500)
+    about_request = status == 400 and isinstance(told.get("message"), str)
+    return StreamFailed(told["message"] if about_request else "error frame", status)

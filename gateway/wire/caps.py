@@ -1,0 +1,181 @@
+"""The checks behind the table of fields: each looks at one raw value and refuses it or not.
+
+A check names the field and the cap it passes (`request:` in the configuration). Types that no
+check needs to know are left to the engine, whose own 400 reaches the caller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.errors import InvalidRequest
+from gateway.settings import Caps
+from gateway.wire import media
+
+Check = Callable[[str, Raw, Caps], None]
+
+#: How deep a schema may nest, and how much a list of words or token ids may hold.
+SCHEMA_DEPTH = 32
+LONGEST_LIST = 4096
+LONGEST_WORDS = 64 * 1024
+
+_FORBIDDEN_ARGUMENTS = frozenset(
+    {"chat_template", "tokenize", "add_generation_prompt", "continue_final_message"}
+)
+#: Where none of these stands, there is no media. An escape could spell any of them.
+_MEDIA_HINTS = tuple(
+    rb"""_url _embeds _pil "image _image "audio _audio "video "file" "source" \u""".split()
+)
+
+
+def decode(name: str, value: Raw, type: Any) -> Any:
+    """`value` as `type`; raises InvalidRequest, naming the field, where it is another."""
+    try:
+        return msgspec.json.decode(value, type=type)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest(f"`{name}`: {str(exc).split(' - at')[0]}.", name) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest(f"`{name}` is nested too deeply.", name) from None
+
+
+def _at_most(name: str, given: int, cap: int, of: str = "") -> None:
+    if given > cap:
+        noun = f" {of}" if of else ""
+        raise InvalidRequest(f"`{name}`: {given}{noun} is over this gateway's cap of {cap}.", name)
+
+
+def _number(name: str, value: Raw, cap: int) -> None:
+    number = decode(name, value, int | bool | None)
+    _at_most(name, int(number or 0), cap)
+
+
+def choices(name: str, value: Raw, allowed: Caps) -> None:
+    number = decode(name, value, int | None)
+    if number is not None and number < 1:
+        raise InvalidRequest(f"`{name}` must be at least 1.", name)
+    _at_most(name, number or 1, allowed.n)
+
+
+def logprobs(name: str, value: Raw, allowed: Caps) -> None:
+    _number(name, value, allowed.logprobs)
+
+
+def prompt_logprobs(name: str, value: Raw, allowed: Caps) -> None:
+    number = decode(name, value, int | None)
+    if number is not None and number < 0:  # -1 asks for the whole vocabulary
+        raise InvalidRequest(f"`{name}` must not be negative.", name)
+    _at_most(name, number or 0, allowed.prompt_logprobs)
+
+
+def beam_search(name: str, value: Raw, allowed: Caps) -> None:
+    if decode(name, value, bool | None) and not allowed.beam_search:
+        raise InvalidRequest(f"`{name}` is not allowed on this gateway.", name)
+
+
+def tools(name: str, value: Raw, allowed: Caps) -> None:
+    items = decode(name, value, list[Raw] | None) or []
+    _at_most(name, len(items), allowed.tools, "tools")
+    for item in items:
+        _schema_depth(name, item)
+
+
+def schema(name: str, value: Raw, allowed: Caps) -> None:
+    _at_most(name, len(memoryview(value)), allowed.schema, "bytes")
+    _schema_depth(name, value)
+
+
+def messages(name: str, value: Raw, allowed: Caps) -> None:
+    items = decode(name, value, list[Raw] | None) or []
+    _at_most(name, len(items), allowed.messages, "messages")
+    if _may_hold_media(value):
+        media.check(name, items, allowed)
+
+
+def system(name: str, value: Raw, allowed: Caps) -> None:
+    if _may_hold_media(value):
+        media.check_content(name, value, allowed)
+
+
+def prompts(name: str, value: Raw, allowed: Caps) -> None:
+    _at_most(name, _how_many(name, value), allowed.prompts, "prompts")
+
+
+def inputs(name: str, value: Raw, allowed: Caps) -> None:
+    _at_most(name, _how_many(name, value), allowed.inputs, "inputs")
+
+
+def encoding(name: str, value: Raw, allowed: Caps) -> None:
+    given = decode(name, value, str | None)
+    if given not in (None, "float", "base64"):
+        raise InvalidRequest(f"`{name}` must be `float` or `base64`.", name)
+
+
+def template_arguments(name: str, value: Raw, allowed: Caps) -> None:
+    arguments = decode(name, value, dict[str, Raw] | None) or {}
+    for key, argument in arguments.items():
+        if key in _FORBIDDEN_ARGUMENTS:
+            raise InvalidRequest(f"`{name}.{key[:64]}` is not allowed on this gateway.", name)
+        if bytes(memoryview(argument)[:1]) in (b"{", b"["):
+            raise InvalidRequest(f"`{name}.{key[:64]}` must be a plain value.", name)
+
+
+def word_list(name: str, value: Raw, allowed: Caps) -> None:
+    _at_most(name, len(memoryview(value)), LONGEST_WORDS, "bytes")
+    words = decode(name, value, str | list[Raw] | None)
+    if isinstance(words, list):
+        _at_most(name, len(words), LONGEST_LIST, "words")
+
+
+def token_list(name: str, value: Raw, allowed: Caps) -> None:
+    items = decode(name, value, list[Raw] | None) or []
+    _at_most(name, len(items), LONGEST_LIST, "tokens")
+
+
+def token_map(name: str, value: Raw, allowed: Caps) -> None:
+    items = decode(name, value, dict[str, Raw] | None) or {}
+    _at_most(name, len(items), LONGEST_LIST, "tokens")
+
+
+def output_tokens(name: str, value: Raw) -> int | None:
+    """The number a caller gives as its output limit; None where it gives none."""
+    number: int | None = decode(name, value, int | None)
+    if number is not None and number < 0:
+        raise InvalidRequest(f"`{name}` must not be negative.", name)
+    return number
+
+
+def _may_hold_media(value: Raw) -> bool:
+    text = bytes(value)
+    return any(hint in text for hint in _MEDIA_HINTS)
+
+
+def _how_many(name: str, value: Raw) -> int:
+    """One text or one list of token ids is one; a list of either is as many."""
+    if bytes(memoryview(value)[:1]) != b"[":
+        return 1
+    items = decode(name, value, list[Raw])
+    return 1 if items and bytes(memoryview(items[0])[:1]).isdigit() else len(items)
+
+
+def _schema_depth(name: str, value: Raw) -> None:
+    if max(_depths(memoryview(value)), default=0) > SCHEMA_DEPTH:
+        raise InvalidRequest(f"`{name}` nests deeper than {SCHEMA_DEPTH} levels.", name)
+
+
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _depths(text: memoryview) -> Iterator[int]:
+    depth = 0
+    for token in _STRUCTURE.finditer(text):
+        first = text[token.start()]
+        if first in b"[{":
+            depth += 1
+            yield depth
+        elif first in b"]}":
+            depth -= 1

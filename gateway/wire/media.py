@@ -1,0 +1,129 @@
+"""Pictures, sound and files inside messages: only as `data:` URLs within the caps, unless allowed.
+
+A media URL makes the engine fetch it, so that a caller could reach what the engine can reach
+(vLLM CVE-2025-6242). One parser decides, and hosts are compared exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from msgspec import Raw
+
+from gateway.errors import InvalidRequest
+from gateway.settings import Caps
+
+#: Keys of a content part that hold media, in both dialects and in vLLM's own additions.
+_KEYS = frozenset(
+    """image_url audio_url video_url image input_image image_pil image_embeds audio_embeds
+    prompt_embeds audio input_audio video file source""".split()
+)
+_URL_KEYS = ("url", "image_url", "audio_url", "video_url", "file_data", "data")
+_DATA_URL = re.compile(r"data:[a-z]+/[a-z0-9.+-]+(?:;[a-z0-9=.+-]+)*;base64,[A-Za-z0-9+/=_-]*\Z")
+_HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\Z")
+
+
+def check(name: str, messages: Sequence[Raw], allowed: Caps) -> None:
+    """Raise InvalidRequest where a message carries media that the settings do not allow."""
+    try:
+        documents = [orjson.loads(message) for message in messages]
+    except (orjson.JSONDecodeError, RecursionError):
+        raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
+    contents = [d.get("content") for d in documents if isinstance(d, dict)]
+    _check_parts(name, contents, allowed)
+
+
+def check_content(name: str, content: Raw, allowed: Caps) -> None:
+    try:
+        document = orjson.loads(content)
+    except (orjson.JSONDecodeError, RecursionError):
+        raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
+    _check_parts(name, [document], allowed)
+
+
+def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> None:
+    count, size = 0, 0
+    for part in _parts(contents):
+        for key in part.keys() & _KEYS:
+            for url in _texts(part[key]):
+                count += 1
+                size += _accepted(name, url, allowed)
+    media = allowed.media
+    if count > media.parts:
+        raise InvalidRequest(
+            f"`{name}`: {count} media parts are over this gateway's cap of {media.parts}.", name
+        )
+    if size > media.bytes:
+        raise InvalidRequest(
+            f"`{name}`: {size} bytes of media are over this gateway's cap of {media.bytes}.", name
+        )
+
+
+def _parts(contents: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Every content part, those inside tool results included."""
+    waiting = [content for content in contents if isinstance(content, list)]
+    while waiting:
+        for part in waiting.pop():
+            if isinstance(part, dict):
+                yield part
+                if isinstance(part.get("content"), list):
+                    waiting.append(part["content"])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The URLs or payloads of one media value: itself, or what its known keys hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        if value.get("type") == "text":  # Anthropic's plain text document: no media
+            return
+        for key in _URL_KEYS:
+            if isinstance(value.get(key), str):
+                yield value[key]
+        if isinstance(value.get("content"), list):
+            for part in _parts([value["content"]]):
+                for key in part.keys() & _KEYS:
+                    yield from _texts(part[key])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _accepted(name: str, text: str, allowed: Caps) -> int:
+    """The decoded size in bytes of one payload; raises where it may not be used at all."""
+    if _DATA_URL.match(text):
+        head, _, payload = text.partition(",")
+        if "jpeg" in head and "video" in head:  # frames glued together (CVE-2026-5497)
+            raise InvalidRequest(f"`{name}`: this media type is not allowed.", name)
+        return len(payload) * 3 // 4
+    if _BASE64.match(text):
+        return len(text) * 3 // 4
+    if allowed.media.urls == "allow" or _allowed_host(text, allowed.media.hosts):
+        return 0
+    raise InvalidRequest(
+        f"`{name}`: media URLs are not allowed on this gateway; send a `data:` URL.", name
+    )
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*\Z")
+
+
+def _allowed_host(text: str, hosts: Sequence[str]) -> bool:
+    if not hosts or not text.startswith("https://") or "\\" in text or not text.isprintable():
+        return False
+    try:
+        parsed = urlsplit(text)
+        port = parsed.port
+    except ValueError:
+        return False
+    host = parsed.hostname or ""
+    return (
+        port in (None, 443)
+        and "@" not in parsed.netloc
+        and _HOST.match(host) is not None
+        and host in hosts
+    )

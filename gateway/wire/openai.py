@@ -1,0 +1,128 @@
+"""The OpenAI dialect: chat, completions and embeddings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import Raw
+
+from backends.errors import StreamFailed
+from gateway.errors import GatewayError
+from gateway.terms import Ask, Usage
+from gateway.wire import sse
+from gateway.wire.answer import Translator
+
+#: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
+HEARTBEAT = b": ping\n\n"
+
+_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
+_USAGE_GIVEN = re.compile(rb'"usage"\s*:\s*\{')
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Tokens(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class OpenAITranslator(Translator):
+    """Streams end with `data: [DONE]`; usage comes in an event of its own, asked for by us."""
+
+    def __init__(self, ask: Ask, fields: dict[str, Raw], *, ask_for_usage: bool = True) -> None:
+        super().__init__(ask, fields)
+        if ask.stream and ask_for_usage and not ask.wants_usage:
+            sent = fields.get("stream_options")
+            options = orjson.loads(sent) if sent else None
+            self.set("stream_options", {**(options or {}), "include_usage": True})
+
+    def feed(self, events: bytes) -> bytes:
+        self.events += events.count(b"\n\n") or 1
+        if b'"error"' in events or b'"abort"' in events or b'"usage"' in events:
+            events = self._read(events)
+        if b"[DONE]" in events[-20:] and _DONE.search(events):
+            self.done = True
+            self.events -= 1
+        return self._rename(events)
+
+    def _read(self, events: bytes) -> bytes:
+        """Look into the events that may carry usage, an error or an abort; the rest pass."""
+        passed = []
+        for event in sse.split(events):
+            telling = b'"error"' in event or b'"abort"' in event or _USAGE_GIVEN.search(event)
+            if telling and not self._passes(event):
+                self.events -= 1
+                if self.failed is not None:
+                    break
+                continue
+            passed.append(event)
+        return b"".join(passed)
+
+    def _passes(self, event: bytes) -> bool:
+        try:
+            document = orjson.loads(sse.payload(event))
+        except orjson.JSONDecodeError:
+            return True  # not ours to judge; the client would have read the same
+        if not isinstance(document, dict):
+            return True
+        self.failed = _failure(document)
+        if self.failed is not None:
+            return False
+        usage = document.get("usage")
+        if not isinstance(usage, dict):
+            return True
+        self._note_usage(Raw(orjson.dumps(usage)))
+        return self._ask.wants_usage or bool(document.get("choices"))
+
+    def _note_usage(self, usage: Raw) -> None:
+        try:
+            tokens = msgspec.json.decode(usage, type=_Tokens | None)
+        except msgspec.DecodeError:
+            return
+        if tokens is None:
+            return
+        details = tokens.prompt_tokens_details
+        self.usage = Usage(
+            prompt=tokens.prompt_tokens or 0,
+            cached=(details.cached_tokens or 0) if details else 0,
+            completion=tokens.completion_tokens or 0,
+            exact=True,
+        )
+
+
+def error_object(exc: GatewayError, request_id: str) -> dict[str, Any]:
+    """OpenAI's error object. openai-python shows only its message, so the id is in it."""
+    return {
+        "error": {
+            "message": f"{exc} (request id: {request_id})",
+            "type": exc.type,
+            "param": exc.param,
+            "code": exc.code,
+        }
+    }
+
+
+def error_frame(exc: GatewayError, request_id: str) -> bytes:
+    """The last words of a broken stream: no `[DONE]` follows, so no client takes it for whole."""
+    return b"data: " + orjson.dumps(error_object(exc, request_id)) + b"\n\n"
+
+
+def _failure(document: dict[str, Any]) -> StreamFailed | None:
+    error = document.get("error")
+    if error:
+        told = error if isinstance(error, dict) else {}
+        code = told.get("code")
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        message = told.get("message")
+        about_request = status < 500 and isinstance(message, str)
+        return StreamFailed(str(message) if about_request else "error frame", status)
+    for choice in document.get("choices") or ():
+        if isinstance(choice, dict) and choice.get("finish_reason") == "abort":
+            return StreamFailed("the engine aborted the request")
+    return None

@@ -1,0 +1,189 @@
+"""The gateway under test: in this process (`serving`), or the installed command (`Command`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway import config as configuration
+from gateway.worker import Worker
+
+KEY = "fg-test-key-0123456789abcdef"
+SECRET = "a secret of the tests"
+HEADERS = (("authorization", f"Bearer {KEY}"), ("content-type", "application/json"))
+
+#: Small timers, so that what waits for one is quick; order and state are asserted, not the clock.
+TIMEOUTS = (
+    "{header: 2s, body: 2s, keep_alive: 5s, first_event: 5s, early_commit: 2s, heartbeat: 2s,"
+    " stall: 5s, client_write: 3s, total: 8s, lame_duck: 0, drain: 3s}"
+)
+
+
+def configured(
+    *engines: str, more: str = "", model: str = "", timeouts: str = TIMEOUTS, key: str = KEY
+) -> str:
+    """A configuration of one model, `tiny`, on the engines given.
+
+    `more` holds further top-level lines, `model` further lines of the model (`{}` style).
+    """
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    replicas = ", ".join(engines)
+    return (
+        "listen: 127.0.0.1:0\n"
+        "admin_listen: 127.0.0.1:0\n"
+        f"keys: [{{name: ann, team: search, sha256: {digest}}}]\n"
+        "teams: {search: {}}\n"
+        f"timeouts: {timeouts}\n"
+        f"models: {{tiny: {{replicas: [{replicas}]{', ' + model if model else ''}}}}}\n"
+        f"{more}"
+    )
+
+
+@dataclass
+class Serving:
+    """A gateway in this process. `lines` are its log so far."""
+
+    worker: Worker
+    port: int
+    admin_port: int
+    log: Path
+    key: str = KEY
+    headers: tuple[tuple[str, str], ...] = HEADERS
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def live(self) -> int:
+        return len(self.worker.composition.gateway.live)
+
+    @property
+    def upstream_connections(self) -> int:
+        return self.worker.composition.transport.open_connections
+
+    @property
+    def in_flight(self) -> int:
+        pools = self.worker.composition.routes.pools()
+        return sum(r.in_flight for pool in pools for r in pool.replicas) + sum(
+            pool.held for pool in pools
+        )
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.log.read_bytes().splitlines()]
+
+    async def logged(self, count: int, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """The log once it has `count` lines."""
+        await until(lambda: len(self.lines()) >= count, timeout)
+        return self.lines()
+
+    async def until_quiet(self, timeout: float = 5.0) -> None:
+        """Until no request is under way and nothing is held for one."""
+        await until(lambda: self.live == 0 and self.in_flight == 0, timeout)
+
+
+@contextlib.asynccontextmanager
+async def serving(text: str, environ: dict[str, str] | None = None) -> AsyncIterator[Serving]:
+    """Run the gateway of one configuration in this event loop."""
+    config = configuration.load("test.yaml", text, environ or {})
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with open(log, "wb") as file:
+            worker = Worker(config, SECRET, file.fileno())
+            async with worker.serving() as addresses:
+                assert worker.admin_address is not None
+                yield Serving(worker, _port(addresses[0]), _port(worker.admin_address), log)
+
+
+async def until(fact: Callable[[], bool], timeout: float = 5.0) -> None:
+    """Wait until something is so; TimeoutError after `timeout` seconds."""
+    async with asyncio.timeout(timeout):
+        while not fact():
+            await asyncio.sleep(0.002)
+
+
+class Command:
+    """The installed command, `fairgate serve`, as its own process.
+
+    `port` and `admin_port` are read off what it prints; `out` and `err` hold that.
+    """
+
+    def __init__(self, *arguments: str, environ: dict[str, str] | None = None) -> None:
+        self._arguments = arguments
+        self._environ = environ or {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self.out = bytearray()
+        self.err = bytearray()
+
+    async def __aenter__(self) -> Command:
+        self._process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).parent / "fairgate"),
+            *self._arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **self._environ},
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        for stream, kept in ((self._process.stdout, self.out), (self._process.stderr, self.err)):
+            self._readers.append(asyncio.create_task(_keep(stream, kept)))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.gather(*self._readers)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        assert self._process is not None
+        return self._process.returncode
+
+    async def listening(self, timeout: float = 20.0) -> int:
+        """The data port, once it listens."""
+        await until(lambda: b"fairgate listens on" in self.err or self.returncode is not None)
+        found = re.search(rb"fairgate listens on https?://[^\s]*:(\d+)", self.err)
+        assert found is not None, self.err.decode()
+        return int(found[1])
+
+    def key(self) -> str:
+        found = re.search(rb"key for this run is (\S+)", self.err)
+        assert found is not None, self.err.decode()
+        return found[1].decode()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def ended(self, timeout: float = 20.0) -> int:
+        assert self._process is not None
+        return await asyncio.wait_for(self._process.wait(), timeout)
+
+
+async def _keep(stream: asyncio.StreamReader, kept: bytearray) -> None:
+    while piece := await stream.read(65536):
+        kept += piece
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])

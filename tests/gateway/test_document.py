@@ -1,0 +1,53 @@
+"""A text as plain values: scalars stay text, lines are known, and nothing is more than it seems."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.document import ConfigError, Document, listed, path_text
+
+
+def test_scalars_stay_text_and_only_a_plain_null_is_null() -> None:
+    document = Document("f", 'a: [1, 0x1, 2027-01-01, off, 1:2, ~, null, "null", ""]\nb:', {})
+    text = ["1", "0x1", "2027-01-01", "off", "1:2", None, None, "null", ""]
+    assert document.value == {"a": text, "b": None}
+
+
+def test_an_error_has_the_line_of_the_nearest_thing_above_it() -> None:
+    document = Document("f.yaml", "a:\n  b:\n  - c: 1\n", {})
+    assert str(document.error(("a", "b", 0, "c"), "m")) == "f.yaml:3: a.b[0].c: m"
+    assert str(document.error(("a", "b", 9), "m")) == "f.yaml:2: a.b[9]: m"
+    assert str(document.error(("z",), "m")) == "f.yaml:1: z: m"
+    assert str(document.error((), "m")) == "f.yaml:1: m"
+
+
+def test_a_path_quotes_what_would_blur_it() -> None:
+    assert path_text(("models", "a-1", "replicas", 0, "url")) == "models.a-1.replicas[0].url"
+    assert path_text(("models", "a.b", "x")) == 'models["a.b"].x'
+    assert path_text(("a\nb",)) == "['a\\nb']"
+
+
+def test_variables_expand_in_values_only_and_are_remembered() -> None:
+    document = Document("f", "${A}: x${A}$$y\nb: c", {"A": "1: [2"})
+    assert document.value == {"${A}": "x1: [2$y", "b": "c"}
+    assert document.variable(("${A}",)) == "A"
+    assert document.variable(("b",)) is None
+
+
+def test_a_deep_text_is_refused_before_the_parser_gives_up() -> None:
+    with pytest.raises(ConfigError, match="nested too deep"):
+        Document("f", "[" * 100_000, {})
+
+
+def test_a_long_list_of_known_names_is_cut() -> None:
+    assert listed([]) == "known: none"
+    assert listed(["a", "b"]) == "known: a, b"
+    assert listed(map(str, range(30))).endswith(", 19, …")
+
+
+@given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"%@`#\n\t ,?$\\U0\x00"), max_size=40))
+def test_no_text_raises_anything_but_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        Document("f", text, {})
