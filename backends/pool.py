@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from backends.base import Call, Demand, Kind, Observer, Policy, Replica, Sink
 from backends.errors import BackendError, NoReplica
@@ -33,19 +32,9 @@ class Pool:
         self._transport = transport
         self._observer = observer
 
-    @contextmanager
-    def turn(self, demand: Demand) -> Iterator[Turn]:
-        """A place among the pool's requests for as long as the block lasts.
-
-        Raises NoReplica when every replica is at its own concurrency.
-        """
-        if all(replica.full for replica in self.replicas):
-            raise NoReplica(f"{self.name}: every replica is at its concurrency")
-        self.held += 1
-        try:
-            yield Turn(self, demand)
-        finally:
-            self.held -= 1
+    def turn(self, demand: Demand) -> Turn:
+        """A place among the pool's requests, for a `with`."""
+        return Turn(self, demand)
 
     def pick(self, demand: Demand, tried: Sequence[Replica]) -> Replica | None:
         """The replica to try next, or None where each was tried or is full."""
@@ -80,6 +69,17 @@ class Turn:
         self._demand = demand
         self.attempts = 0
         self.replica: Replica | None = None
+
+    def __enter__(self) -> Turn:
+        """Raises NoReplica when every replica is at its own concurrency."""
+        pool = self._pool
+        if all(replica.full for replica in pool.replicas):
+            raise NoReplica(f"{pool.name}: every replica is at its concurrency")
+        pool.held += 1
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.held -= 1
 
     async def send(self, call: Call, sink: Sink) -> None:
         """Deliver the answer of one replica to `sink`.

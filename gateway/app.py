@@ -6,7 +6,6 @@ The paths that model servers answer are found in a dictionary; Starlette keeps e
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -25,10 +24,11 @@ from gateway.endpoints.base import ANTHROPIC, Endpoint, Spoken, speech
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.exchange import Exchange, Gateway
 from gateway.reply import Caller, Reply
-from gateway.terms import Head, Record
+from gateway.terms import Head, Record, fields_of
 
 _EXPOSED = (
-    b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, x-fairgate-model"
+    b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, "
+    b"x-should-retry, x-fairgate-model\r\nvary: origin\r\n"
 )
 #: What people write after the address, and what the client would have added by itself.
 _BASE_URL_HINTS = (
@@ -66,7 +66,7 @@ class App:
             await self._rest(scope, receive, send)
             return
         head = read_head(scope)
-        caller: Caller = scope["extensions"]["fairgate.caller"]
+        caller = taken_caller(scope)
         exchange = Exchange(self._gateway, endpoint, head, caller, self._now())
         if self._origins:
             exchange.reply.more_headers = self._cors(head)
@@ -105,7 +105,7 @@ class App:
             record = Record(passing.request_id(), "other", self._now())
             if head.path.startswith(models.PATH):
                 record.endpoint = models.PATH
-            caller: Caller = scope["extensions"]["fairgate.caller"]
+            caller = taken_caller(scope)
             reply = Reply(caller, speech_for(head), record.request_id)
             reply.more_headers = self._cors(head)
             try:
@@ -122,15 +122,11 @@ class App:
         # A class instance, since Starlette takes a function for one that returns a response.
         return _Asgi(run)
 
-    def _cors(self, head: Head) -> tuple[tuple[bytes, bytes], ...]:
+    def _cors(self, head: Head) -> bytes:
         origin = head.fields.get(b"origin", b"")
         if origin.decode("latin-1") not in self._origins and "*" not in self._origins:
-            return ()
-        return (
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", _EXPOSED),
-            (b"vary", b"origin"),
-        )
+            return b""
+        return b"access-control-allow-origin: %b\r\n" % origin + _EXPOSED
 
     async def _models(self, head: Head, reply: Reply) -> None:
         principal = await authenticate(head, self._gateway.keys, time.time())
@@ -163,14 +159,14 @@ class _Asgi:
         await self._run(scope, receive, send)
 
 
+def taken_caller(scope: Scope) -> Caller:
+    """The caller of this request, as the front door put it there; its scope lets go of it."""
+    caller: Caller = scope["extensions"].pop("fairgate.caller")
+    return caller
+
+
 def read_head(scope: Scope) -> Head:
-    listed = scope["headers"]
-    fields = dict(listed)
-    if len(fields) == len(listed):
-        return Head(scope["method"], scope["path"], fields)
-    counts = Counter(name for name, _ in listed)
-    repeated = frozenset(name for name, count in counts.items() if count > 1)
-    return Head(scope["method"], scope["path"], fields, repeated)
+    return Head(scope["method"], scope["path"], *fields_of(scope["headers"]))
 
 
 def speech_for(head: Head) -> Spoken:

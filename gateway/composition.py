@@ -131,7 +131,7 @@ class Composition:
             timeouts=model.timeouts,
             event_limit=self.config.bounds.event,
             caps_by_team={t: s.request.over(model.request) for t, s in teams if s.request.given},
-            headers=((b"x-fairgate-model", name.encode()),),
+            headers=f"x-fairgate-model: {name}\r\n".encode(),
             usage_in_streams=model.usage_in_streams == "auto",
             max_model_len=length,
         )

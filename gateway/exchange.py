@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from backends.base import Call
 from backends.errors import BackendError
@@ -56,12 +55,10 @@ class Exchange:
         self._endpoint = endpoint
         self._head = head
         self._caller = caller
-        self._task: asyncio.Task[Any] | None = None
         self._ending: GatewayError | None = None
 
     async def run(self, receive: accept.Receive) -> None:
         """Serve it. Raises only where the server itself cancels it."""
-        self._task = asyncio.current_task()
         self._caller.watcher = self
         self._gateway.live.add(self)
         try:
@@ -74,9 +71,8 @@ class Exchange:
         except BackendError as exc:
             self._refuse(from_backend(exc))
         except asyncio.CancelledError:
-            if self._ending is None or self._task is None:
+            if self._ending is None:
                 raise
-            self._task.uncancel()
             self._refuse(self._ending)
         except Exception as exc:
             self._gateway.account.fault(self.record, exc)
@@ -156,9 +152,9 @@ class Exchange:
 
     def end(self, exc: GatewayError) -> None:
         """Stop it wherever it is and tell the caller `exc`, if the caller can be told."""
-        if self._ending is None and self._task is not None:
+        if self._ending is None:
             self._ending = exc
-            self._task.cancel()
+            self._caller.task.cancel()
 
     def _refuse(self, exc: GatewayError) -> None:
         record = self.record

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,7 +34,8 @@ from gateway.errors import (
     Overloaded,
     RequestTimeout,
 )
-from gateway.reply import Headers, Watcher
+from gateway.reply import Lines, Watcher
+from gateway.terms import fields_of
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
@@ -62,22 +64,23 @@ class Visit(RequestResponseCycle):
     """One request and its answer: uvicorn's cycle, and the `Caller` that `reply.py` writes to."""
 
     front: Front
+    task: asyncio.Task[None]
     watcher: Watcher | None = None
+    #: The head of the answer, until its first piece leaves with it.
+    _head: bytes = b""
 
     @property
     def gone(self) -> bool:
         return self.disconnected
 
-    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+    def begin(self, status: int, headers: Lines, length: int | None) -> None:
         if self.disconnected:
             return
         self.response_started = True
         self.waiting_for_100_continue = False
         if self.more_body:
             self.keep_alive = False  # where its body ends is not known: no second request
-        lines = [STATUS_LINE[status]]
-        lines.extend(b"%b: %b\r\n" % field for field in self.default_headers)
-        lines.extend(b"%b: %b\r\n" % field for field in headers)
+        lines = [STATUS_LINE[status], _lines(self.default_headers), headers]
         if length is None and self.scope["http_version"] == "1.0":
             self.chunked_encoding = False  # the close is the end
             self.keep_alive = False
@@ -88,27 +91,34 @@ class Visit(RequestResponseCycle):
             self.chunked_encoding = False
             lines.append(b"content-length: %d\r\n" % length)
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        self.transport.write(b"".join(lines))
+        self._head = b"".join(lines)
 
     def write(self, piece: bytes) -> None:
-        if self.disconnected or not piece or self.scope["method"] == "HEAD":
-            return
-        if self.chunked_encoding:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        else:
-            self.transport.write(piece)
+        if not self.disconnected and piece:
+            self._send(piece, b"")
 
-    def finish(self) -> None:
+    def finish(self, last: bytes = b"") -> None:
         if self.disconnected or self.response_complete:
             return
-        if self.chunked_encoding and self.scope["method"] != "HEAD":
-            self.transport.write(b"0\r\n\r\n")
+        self._send(last, b"0\r\n\r\n" if self.chunked_encoding else b"")
         self.response_complete = True
         self.watcher = None
         self.message_event.set()
         if not self.keep_alive:
             self.front.close_after(self.more_body)
         self.on_response()
+
+    def _send(self, piece: bytes, end: bytes) -> None:
+        """One write for all there is to say: the head, if still here, the piece and the end."""
+        head, self._head = self._head, b""
+        if self.scope["method"] == "HEAD":
+            piece, end = b"", b""
+        elif piece and self.chunked_encoding:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        if head or end:
+            piece = head + piece + end
+        if piece:
+            self.transport.write(piece)
 
     def cut(self) -> None:
         self.response_complete = True
@@ -118,13 +128,14 @@ class Visit(RequestResponseCycle):
     async def send(self, message: Any) -> None:
         """ASGI's way in, for what Starlette answers."""
         if message["type"] == "http.response.start":
-            fields = [field for field in message["headers"] if field[0] != b"content-length"]
+            fields = _lines(f for f in message["headers"] if f[0] != b"content-length")
             length = next((int(v) for n, v in message["headers"] if n == b"content-length"), None)
             self.begin(message["status"], fields, length)
             return
-        self.write(message.get("body", b""))
-        if not message.get("more_body", False):
-            self.finish()
+        if message.get("more_body", False):
+            self.write(message.get("body", b""))
+        else:
+            self.finish(message.get("body", b""))
 
     async def send_500_response(self) -> None:
         self.front.refuse(InternalError())
@@ -239,7 +250,10 @@ class Front(HttpToolsProtocol):
         self._field_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > self.door.header_bytes:
             self._fault = HeadersTooLarge("The request head is too large.")
@@ -256,14 +270,13 @@ class Front(HttpToolsProtocol):
             return
         method = self.parser.get_method()
         version = self.parser.get_http_version()
-        url = httptools.parse_url(self.url)
-        path = (url.path or b"/").decode("ascii")
+        path, _, query = self.url.partition(b"?")
         scope = self.scope
         scope["method"] = method.decode("ascii")
         scope["http_version"] = version
-        scope["path"] = path  # as sent: no path of ours needs decoding, and none is reached by it
-        scope["raw_path"] = url.path or b"/"
-        scope["query_string"] = url.query or b""
+        scope["path"] = path.decode("latin-1")  # as sent: decoding could only reach more paths
+        scope["raw_path"] = path
+        scope["query_string"] = query
         visit = Visit(
             scope=scope,
             transport=self.transport,
@@ -286,6 +299,12 @@ class Front(HttpToolsProtocol):
         else:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
             self.pipeline.appendleft((visit, self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        task = self.loop.create_task(cycle.run_asgi(app))
+        cycle.task = task  # so that whoever answers can be cancelled without looking for it
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
         visit = self.cycle
@@ -318,21 +337,21 @@ class Front(HttpToolsProtocol):
             return MethodNotAllowed(method.decode(), _METHODS)
         if version not in ("1.1", "1.0"):
             return InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        names = [name for name, _ in self.headers]
-        hosts = [value for name, value in self.headers if name == b"host"]
-        if hosts[1:] or (hosts and not _HOST.match(hosts[0])):
+        fields, repeated = fields_of(self.headers)
+        host = fields.get(b"host")
+        if host is None and not (version == "1.0" and self.url in _WITHOUT_HOST):
             return InvalidRequest("Send exactly one well-formed Host header.")
-        if not hosts and not (version == "1.0" and self.url in _WITHOUT_HOST):
+        if host is not None and (b"host" in repeated or not _HOST.match(host)):
             return InvalidRequest("Send exactly one well-formed Host header.")
-        if b"transfer-encoding" in names:
-            codings = [v for n, v in self.headers if n == b"transfer-encoding"]
-            if [c.strip().lower() for c in codings] != [b"chunked"] or version == "1.0":
-                return InvalidRequest("The only transfer-encoding is `chunked`, on HTTP/1.1.")
-            if b"content-length" in names:
-                return InvalidRequest("Send content-length or transfer-encoding, not both.")
-        if names.count(b"content-length") > 1:
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None:
+            if coding.strip().lower() != b"chunked" or b"transfer-encoding" in repeated:
+                return InvalidRequest("The only transfer-encoding is `chunked`.")
+            if version == "1.0" or b"content-length" in fields:
+                return InvalidRequest("Send `chunked` on HTTP/1.1 only, and no content-length.")
+        if b"content-length" in repeated:
             return InvalidRequest("Send content-length once.")
-        if not self.url.startswith(b"/"):
+        if not self.url.startswith(b"/") or b"#" in self.url:
             return InvalidRequest("The request target must be a path.")
         return None
 
@@ -394,8 +413,8 @@ class Front(HttpToolsProtocol):
         body = orjson.dumps(said.error_object(exc, request_id))
         identity = request_id.encode()
         lines = [STATUS_LINE[said.status(exc)]]
-        lines.extend(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
-        lines.extend(b"%b: %b\r\n" % field for field in exc.headers)
+        lines.append(_lines(self.server_state.default_headers))
+        lines.append(_lines(exc.headers))
         lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
         lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))
         lines.append(b"connection: close\r\n\r\n")
@@ -414,3 +433,7 @@ class Front(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._deadline = self.loop.call_later(self.door.drain_for, self.transport.abort)
+
+
+def _lines(fields: Iterable[tuple[bytes, bytes]]) -> Lines:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])

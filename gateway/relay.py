@@ -77,7 +77,7 @@ class Relay:
         self.promised = False
         self._flight: Flight | None = None
         self._framer: Framer | None = None
-        self._take: Callable[[bytes], None] = self._ignore
+        self._take: Callable[[bytes], None] = _ignore
         self._status = 0
         self._held: list[bytes] = []
         self._size = 0
@@ -85,9 +85,10 @@ class Relay:
         self._heard = 0.0
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Let go of everything, of itself too: what refers to itself waits for the collector."""
+        self._stop_timer()
+        self._take = _ignore
+        self._flight = None
 
     # Sink
 
@@ -113,7 +114,7 @@ class Relay:
         media = next((v for n, v in headers if n == b"content-type"), b"").lower()
         wanted = b"text/event-stream" if self._stream else b"application/json"
         if status != 200 or not media.startswith(wanted):
-            self._take = self._ignore
+            self._take = _ignore
             self._fail(BadAnswer(f"{status} with {media[:64].decode('latin-1')!r}"))
         elif self._stream:
             self._framer = self._kind.framer(self._event_limit)
@@ -149,7 +150,7 @@ class Relay:
         self._paused_at = self._loop.time()
         if self._flight is not None:
             self._flight.pause()
-            self.close()
+            self._stop_timer()
             self._arm(self._paused_at)
 
     def resume(self) -> None:
@@ -157,6 +158,8 @@ class Relay:
         self._heard = self._loop.time()
         if self._flight is not None:
             self._flight.resume()
+            self._stop_timer()  # what is due now comes sooner than what the pause waited for
+            self._arm(self._heard)
 
     # What an answer's pieces are taken for
 
@@ -173,23 +176,30 @@ class Relay:
     def _relay(self, events: bytes) -> None:
         translator = self._translator
         told = translator.feed(events)
-        if told:
-            self._send(told)
         if translator.failed is not None:
+            if told:
+                self._send(told)
             self._fail(translator.failed)
         elif translator.done:
-            self._reply.end()
-            self._take = self._ignore
+            self._promise()
+            self._take = _ignore
+            self._reply.end(told)
+        elif told:
+            self._send(told)
 
     def _send(self, told: bytes) -> None:
-        reply = self._reply
+        if not self.promised:
+            self._promise()
+        self._spoke = self._heard
+        self._reply.data(told)
+
+    def _promise(self) -> None:
+        """From here on what fails is told inside the stream."""
         if not self.promised:
             self.promised = True
             self.first_event = time.monotonic()
-            if reply.state is State.NONE:
-                reply.start_stream(self._extra)
-        self._spoke = self._heard
-        reply.data(told)
+            if self._reply.state is State.NONE:
+                self._reply.start_stream(self._extra)
 
     def _take_plain(self, piece: bytes) -> None:
         self._size += len(piece)
@@ -213,19 +223,21 @@ class Relay:
         if self._size <= _ERROR_LIMIT:
             self._held.append(piece)
 
-    def _ignore(self, piece: bytes) -> None:
-        return None
-
     def _end_stream(self) -> None:
         if self._reply.state is State.ENDED or self.failure is not None:
             return
         assert self._framer is not None
+        translator = self._translator
         rest = self._framer.rest()
-        if rest.strip():
-            # The last line's end may be missing; the terminator itself may not.
-            self._relay(rest + b"\n\n")
-        if not self._translator.done and self.failure is None:
-            self.failure = StreamTruncated("the stream ended without its terminator")
+        # The last line's end may be missing; the terminator itself may not. Anything else that
+        # is unfinished is never sent: it may be half an event.
+        told = translator.feed(rest + b"\n\n") if rest.strip() else b""
+        if translator.done:
+            self._send(told)
+            self._reply.end()
+        else:
+            truncated = StreamTruncated("the stream ended without its terminator")
+            self.failure = translator.failed or truncated
 
     def _end_whole(self) -> None:
         try:
@@ -242,6 +254,11 @@ class Relay:
         self._flight.fail(exc)
 
     # The one timer: it looks what is due, and sleeps until something may be.
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _arm(self, now: float) -> None:
         self._timer = self._loop.call_at(self._next(now), self._tick)
@@ -284,7 +301,14 @@ class Relay:
             flight.fail(FirstEventTimeout(f"no event within {times.first_event:g} s"))
         elif self._reply.state is State.NONE:
             self._reply.start_stream(self._extra)
-            self._spoke = now
+            self._beat(now)
         elif self._reply.state is not State.ENDED:
-            self._reply.heartbeat()
-            self._spoke = now
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        self._reply.heartbeat()
+        self._spoke = now
+
+
+def _ignore(piece: bytes) -> None:
+    """What comes after the end, or after a failure, is nobody's."""

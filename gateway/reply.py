@@ -7,7 +7,7 @@ connection where a plain answer had begun, since no byte could mend it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ import orjson
 
 from gateway.errors import GatewayError
 
-Headers = Sequence[tuple[bytes, bytes]]
+#: Header fields in the form they travel in, each with its line end: made once, sent often.
+Lines = bytes
 
 
 class Watcher(Protocol):
@@ -36,14 +37,23 @@ class Caller(Protocol):
     Writing never waits: what the caller has not read yet is reported by `Watcher.pause`.
     """
 
-    gone: bool
     watcher: Watcher | None
+    #: What answers this caller, to be cancelled when there is nobody to answer.
+    task: asyncio.Task[None]
 
-    def begin(self, status: int, headers: Headers, length: int | None) -> None:
-        """Status and headers; `length` of the body in bytes, or None for one in chunks."""
+    @property
+    def gone(self) -> bool: ...
+
+    def begin(self, status: int, headers: Lines, length: int | None) -> None:
+        """Status and headers; `length` of the body in bytes, or None for one in chunks.
+
+        They leave with the first piece, or with `finish`.
+        """
 
     def write(self, piece: bytes) -> None: ...
-    def finish(self) -> None: ...
+    def finish(self, last: bytes = b"") -> None:
+        """The end, and the last piece with it."""
+
     def cut(self) -> None:
         """Break the connection, so that what was sent is not taken for an answer."""
 
@@ -66,11 +76,11 @@ class State(IntEnum):
 
 
 _STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
+    b"content-type: text/event-stream; charset=utf-8\r\n"
+    b"cache-control: no-cache, no-transform\r\n"
+    b"x-accel-buffering: no\r\n"
 )
-_JSON_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+_JSON_HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
 
 
 class Reply:
@@ -92,22 +102,21 @@ class Reply:
         self._caller = caller
         self._speech = speech
         self._request_id = request_id
-        encoded = request_id.encode()
-        self._ids = ((b"x-request-id", encoded), (b"request-id", encoded))
+        self._ids = f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n".encode()
         self.state = State.NONE
         self.status = 0
         self.stream = False
         self.bytes_out = 0
         #: For every answer to this caller, whatever it says.
-        self.more_headers: Headers = ()
+        self.more_headers: Lines = b""
 
-    def start_stream(self, extra: Headers = ()) -> None:
+    def start_stream(self, extra: Lines = b"") -> None:
         """Commit to a 200 and a stream; what fails from here on is told inside it."""
         self.stream = True
-        self._start(200, (*_STREAM_HEADERS, *extra), None)
+        self._start(200, _STREAM_HEADERS + extra, None)
 
-    def start_plain(self, extra: Headers = (), length: int | None = None) -> None:
-        self._start(200, (*_JSON_HEADERS, *extra), length)
+    def start_plain(self, extra: Lines = b"", length: int | None = None) -> None:
+        self._start(200, _JSON_HEADERS + extra, length)
 
     def data(self, piece: bytes) -> None:
         self.state = State.CONTENT
@@ -118,18 +127,19 @@ class Reply:
         """Only between whole events, and only once the status is out."""
         self._caller.write(self._speech.heartbeat)
 
-    def end(self) -> None:
+    def end(self, last: bytes = b"") -> None:
+        """The answer is whole with `last`."""
         self.state = State.ENDED
-        self._caller.finish()
+        self.bytes_out += len(last)
+        self._caller.finish(last)
 
-    def whole(self, body: bytes, extra: Headers = ()) -> None:
+    def whole(self, body: bytes, extra: Lines = b"") -> None:
         """A complete plain answer."""
         self.start_plain(extra, len(body))
-        self.data(body)
-        self.end()
+        self.end(body)
 
     def empty(self, status: int) -> None:
-        self._start(status, (), 0)
+        self._start(status, b"", 0)
         self.end()
 
     def refuse(self, exc: GatewayError) -> None:
@@ -139,26 +149,23 @@ class Reply:
         elif self.state is State.NONE:
             self._refuse_whole(exc)
         elif self.stream:
-            self.data(self._speech.error_frame(exc, self._request_id))
-            self.end()
+            self.end(self._speech.error_frame(exc, self._request_id))
         else:
             self.state = State.ENDED
             self._caller.cut()
 
     def _refuse_whole(self, exc: GatewayError) -> None:
         body = orjson.dumps(self._speech.error_object(exc, self._request_id))
-        headers = [*_JSON_HEADERS, *exc.headers]
+        headers = _JSON_HEADERS + b"".join(b"%b: %b\r\n" % field for field in exc.headers)
         if exc.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % max(1, round(exc.retry_after))))
-            headers.append((b"retry-after-ms", b"%d" % round(exc.retry_after * 1000)))
+            headers += b"retry-after: %d\r\n" % max(1, round(exc.retry_after))
+            headers += b"retry-after-ms: %d\r\n" % round(exc.retry_after * 1000)
         if exc.should_retry is not None:
-            headers.append((b"x-should-retry", b"true" if exc.should_retry else b"false"))
+            headers += b"x-should-retry: %b\r\n" % (b"true" if exc.should_retry else b"false")
         self._start(self._speech.status(exc), headers, len(body))
-        self.bytes_out += len(body)
-        self._caller.write(body)
-        self.end()
+        self.end(body)
 
-    def _start(self, status: int, headers: Headers, length: int | None) -> None:
+    def _start(self, status: int, headers: Lines, length: int | None) -> None:
         self.state = State.STATUS
         self.status = status
-        self._caller.begin(status, (*headers, *self._ids, *self.more_headers), length)
+        self._caller.begin(status, headers + self._ids + self.more_headers, length)

@@ -16,7 +16,7 @@ class Route:
     """Where requests for one name go, and on which terms.
 
     `model` is the configured name, which an alias stands for: permission goes by it.
-    `caps_by_team` has the teams with caps of their own; `headers` go on every answer;
+    `caps_by_team` has the teams with caps of their own; `headers` are lines for every answer;
     `event_limit` in bytes; `max_model_len` in tokens, where the server told it.
     """
 
@@ -27,7 +27,7 @@ class Route:
     timeouts: Timeouts
     event_limit: int
     caps_by_team: Mapping[str, Caps] = field(default_factory=dict)
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: bytes = b""
     usage_in_streams: bool = True
     max_model_len: int | None = None
 

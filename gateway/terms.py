@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec import Raw
@@ -36,6 +38,20 @@ class Head:
 
     def get(self, name: bytes) -> str:
         return self.fields.get(name, b"").decode("latin-1")
+
+
+def fields_of(
+    listed: Sequence[tuple[bytes, bytes]],
+) -> tuple[dict[bytes, bytes], frozenset[bytes]]:
+    """Header fields by name, and the names that were sent more than once."""
+    fields = dict(listed)
+    if len(fields) == len(listed):
+        return fields, _NONE
+    counts = Counter(name for name, _ in listed)
+    return fields, frozenset(name for name, count in counts.items() if count > 1)
+
+
+_NONE: frozenset[bytes] = frozenset()
 
 
 @dataclass(slots=True)

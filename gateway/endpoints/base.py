@@ -88,7 +88,7 @@ class Reading:
     def read(self, body: bytes) -> Ask:
         sent = _decoded(body)
         model = self._model(sent)
-        stream = "stream" in sent and bool(caps.decode("stream", sent["stream"], bool | None))
+        stream = "stream" in sent and bool(caps.decode("stream", sent["stream"], caps.BOOL))
         if stream and not self.streams:
             raise InvalidRequest("This endpoint does not stream.", "stream")
         self._require(sent)
@@ -110,8 +110,7 @@ class Reading:
     def _model(self, sent: dict[str, Raw]) -> str:
         if "model" not in sent:
             raise InvalidRequest("`model` is missing.", "model", "missing_required_parameter")
-        name: str = caps.decode("model", sent["model"], str)
-        return name
+        return caps.decode("model", sent["model"], caps.TEXT)
 
     def _require(self, sent: dict[str, Raw]) -> None:
         if self.required not in sent:
@@ -153,8 +152,11 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+_stream_options = msgspec.json.Decoder(_StreamOptions | None)
+
+
 def _wants_usage(sent: dict[str, Raw]) -> bool:
     if "stream_options" not in sent:
         return False
-    options = caps.decode("stream_options", sent["stream_options"], _StreamOptions | None)
+    options = caps.decode("stream_options", sent["stream_options"], _stream_options)
     return bool(options and options.include_usage)

@@ -38,6 +38,10 @@ class _Tokens(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+_tokens = msgspec.json.Decoder(_Tokens | None)
 
 
 class AnthropicTranslator(Translator):
@@ -86,14 +90,16 @@ class AnthropicTranslator(Translator):
 
     def _note_usage(self, usage: Raw) -> None:
         try:
-            tokens = msgspec.json.decode(usage, type=_Tokens | None)
+            tokens = _tokens.decode(usage)
         except msgspec.DecodeError:
             return
         if tokens is None:
             return
         cached = tokens.cache_read_input_tokens or 0
+        # The dialect counts a prompt in three parts (vLLM `_build_anthropic_usage`).
+        prompt = (tokens.input_tokens or 0) + (tokens.cache_creation_input_tokens or 0) + cached
         self.usage = Usage(
-            prompt=(tokens.input_tokens or 0) + cached or self.usage.prompt,
+            prompt=prompt or self.usage.prompt,
             cached=cached,
             completion=tokens.output_tokens or 0,
             exact=True,

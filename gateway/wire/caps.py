@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
+from msgspec.json import Decoder
 
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps
 from gateway.wire import media
 
+T = TypeVar("T")
 Check = Callable[[str, Raw, Caps], None]
 
 #: How deep a schema may nest, and how much a list of words or token ids may hold.
@@ -33,10 +35,21 @@ _MEDIA_HINTS = tuple(
 )
 
 
-def decode(name: str, value: Raw, type: Any) -> Any:
-    """`value` as `type`; raises InvalidRequest, naming the field, where it is another."""
+#: A decoder is costly to make and cheap to use.
+BOOL = Decoder(bool | None)
+NUMBER = Decoder(int | None)
+TEXT = Decoder(str)
+_COUNT = Decoder(int | bool | None)
+_WORD = Decoder(str | None)
+_WORDS = Decoder(str | list[Raw] | None)
+_LIST = Decoder(list[Raw] | None)
+_MAP = Decoder(dict[str, Raw] | None)
+
+
+def decode(name: str, value: Raw, decoder: Decoder[T]) -> T:
+    """What `value` holds; raises InvalidRequest, naming the field, where it is another type."""
     try:
-        return msgspec.json.decode(value, type=type)
+        return decoder.decode(value)
     except msgspec.ValidationError as exc:
         raise InvalidRequest(f"`{name}`: {str(exc).split(' - at')[0]}.", name) from None
     except (msgspec.DecodeError, RecursionError):
@@ -50,12 +63,14 @@ def _at_most(name: str, given: int, cap: int, of: str = "") -> None:
 
 
 def _number(name: str, value: Raw, cap: int) -> None:
-    number = decode(name, value, int | bool | None)
-    _at_most(name, int(number or 0), cap)
+    number = int(decode(name, value, _COUNT) or 0)
+    if number < 0:  # -1 asks for the whole vocabulary
+        raise InvalidRequest(f"`{name}` must not be negative.", name)
+    _at_most(name, number, cap)
 
 
 def choices(name: str, value: Raw, allowed: Caps) -> None:
-    number = decode(name, value, int | None)
+    number = decode(name, value, NUMBER)
     if number is not None and number < 1:
         raise InvalidRequest(f"`{name}` must be at least 1.", name)
     _at_most(name, number or 1, allowed.n)
@@ -66,19 +81,16 @@ def logprobs(name: str, value: Raw, allowed: Caps) -> None:
 
 
 def prompt_logprobs(name: str, value: Raw, allowed: Caps) -> None:
-    number = decode(name, value, int | None)
-    if number is not None and number < 0:  # -1 asks for the whole vocabulary
-        raise InvalidRequest(f"`{name}` must not be negative.", name)
-    _at_most(name, number or 0, allowed.prompt_logprobs)
+    _number(name, value, allowed.prompt_logprobs)
 
 
 def beam_search(name: str, value: Raw, allowed: Caps) -> None:
-    if decode(name, value, bool | None) and not allowed.beam_search:
+    if decode(name, value, BOOL) and not allowed.beam_search:
         raise InvalidRequest(f"`{name}` is not allowed on this gateway.", name)
 
 
 def tools(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, list[Raw] | None) or []
+    items = decode(name, value, _LIST) or []
     _at_most(name, len(items), allowed.tools, "tools")
     for item in items:
         _schema_depth(name, item)
@@ -90,10 +102,10 @@ def schema(name: str, value: Raw, allowed: Caps) -> None:
 
 
 def messages(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, list[Raw] | None) or []
+    items = decode(name, value, _LIST) or []
     _at_most(name, len(items), allowed.messages, "messages")
     if _may_hold_media(value):
-        media.check(name, items, allowed)
+        media.check(name, value, allowed)
 
 
 def system(name: str, value: Raw, allowed: Caps) -> None:
@@ -107,16 +119,19 @@ def prompts(name: str, value: Raw, allowed: Caps) -> None:
 
 def inputs(name: str, value: Raw, allowed: Caps) -> None:
     _at_most(name, _how_many(name, value), allowed.inputs, "inputs")
+    # vLLM takes messages for an input as well.
+    if bytes(memoryview(value)[:1]) == b"[" and _may_hold_media(value):
+        media.check(name, value, allowed)
 
 
 def encoding(name: str, value: Raw, allowed: Caps) -> None:
-    given = decode(name, value, str | None)
+    given = decode(name, value, _WORD)
     if given not in (None, "float", "base64"):
         raise InvalidRequest(f"`{name}` must be `float` or `base64`.", name)
 
 
 def template_arguments(name: str, value: Raw, allowed: Caps) -> None:
-    arguments = decode(name, value, dict[str, Raw] | None) or {}
+    arguments = decode(name, value, _MAP) or {}
     for key, argument in arguments.items():
         if key in _FORBIDDEN_ARGUMENTS:
             raise InvalidRequest(f"`{name}.{key[:64]}` is not allowed on this gateway.", name)
@@ -126,24 +141,24 @@ def template_arguments(name: str, value: Raw, allowed: Caps) -> None:
 
 def word_list(name: str, value: Raw, allowed: Caps) -> None:
     _at_most(name, len(memoryview(value)), LONGEST_WORDS, "bytes")
-    words = decode(name, value, str | list[Raw] | None)
+    words = decode(name, value, _WORDS)
     if isinstance(words, list):
         _at_most(name, len(words), LONGEST_LIST, "words")
 
 
 def token_list(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, list[Raw] | None) or []
+    items = decode(name, value, _LIST) or []
     _at_most(name, len(items), LONGEST_LIST, "tokens")
 
 
 def token_map(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, dict[str, Raw] | None) or {}
+    items = decode(name, value, _MAP) or {}
     _at_most(name, len(items), LONGEST_LIST, "tokens")
 
 
 def output_tokens(name: str, value: Raw) -> int | None:
     """The number a caller gives as its output limit; None where it gives none."""
-    number: int | None = decode(name, value, int | None)
+    number: int | None = decode(name, value, NUMBER)
     if number is not None and number < 0:
         raise InvalidRequest(f"`{name}` must not be negative.", name)
     return number
@@ -158,7 +173,7 @@ def _how_many(name: str, value: Raw) -> int:
     """One text or one list of token ids is one; a list of either is as many."""
     if bytes(memoryview(value)[:1]) != b"[":
         return 1
-    items = decode(name, value, list[Raw])
+    items = decode(name, value, _LIST) or []
     return 1 if items and bytes(memoryview(items[0])[:1]).isdigit() else len(items)
 
 

@@ -20,34 +20,41 @@ from gateway.settings import Caps
 #: Keys of a content part that hold media, in both dialects and in vLLM's own additions.
 _KEYS = frozenset(
     """image_url audio_url video_url image input_image image_pil image_embeds audio_embeds
-    prompt_embeds audio input_audio video file source""".split()
+    video_embeds audio input_audio video file source""".split()
 )
 _URL_KEYS = ("url", "image_url", "audio_url", "video_url", "file_data", "data")
 _DATA_URL = re.compile(r"data:[a-z]+/[a-z0-9.+-]+(?:;[a-z0-9=.+-]+)*;base64,[A-Za-z0-9+/=_-]*\Z")
 _HOST = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*\Z")
 
 
-def check(name: str, messages: Sequence[Raw], allowed: Caps) -> None:
-    """Raise InvalidRequest where a message carries media that the settings do not allow."""
-    try:
-        documents = [orjson.loads(message) for message in messages]
-    except (orjson.JSONDecodeError, RecursionError):
-        raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
-    contents = [d.get("content") for d in documents if isinstance(d, dict)]
-    _check_parts(name, contents, allowed)
+def check(name: str, messages: Raw, allowed: Caps) -> None:
+    """Raise InvalidRequest where a message carries media that the settings do not allow.
+
+    `messages` is a list of messages or, where vLLM embeds them in batches, a list of such lists.
+    """
+    listed = _decoded(name, messages)
+    flat = [m for item in listed for m in (item if isinstance(item, list) else [item])]
+    _check_parts(name, [m.get("content") for m in flat if isinstance(m, dict)], allowed)
 
 
 def check_content(name: str, content: Raw, allowed: Caps) -> None:
+    _check_parts(name, [_decoded(name, content)], allowed)
+
+
+def _decoded(name: str, value: Raw) -> Any:
     try:
-        document = orjson.loads(content)
-    except (orjson.JSONDecodeError, RecursionError):
+        return orjson.loads(memoryview(value))
+    except orjson.JSONDecodeError:
         raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
-    _check_parts(name, [document], allowed)
 
 
 def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> None:
     count, size = 0, 0
     for part in _parts(contents):
+        if "prompt_embeds" in (part.get("type"), *part) and not allowed.privileged.get(
+            "prompt_embeds"
+        ):
+            raise InvalidRequest(f"`{name}`: `prompt_embeds` is not allowed on this gateway.", name)
         for key in part.keys() & _KEYS:
             for url in _texts(part[key]):
                 count += 1
@@ -79,9 +86,9 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        if value.get("type") == "text":  # Anthropic's plain text document: no media
-            return
         for key in _URL_KEYS:
+            if key == "data" and value.get("type") == "text":
+                continue  # Anthropic's plain text document: no media
             if isinstance(value.get(key), str):
                 yield value[key]
         if isinstance(value.get("content"), list):

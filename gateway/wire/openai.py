@@ -32,6 +32,9 @@ class _Tokens(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+_tokens = msgspec.json.Decoder(_Tokens | None)
+
+
 class OpenAITranslator(Translator):
     """Streams end with `data: [DONE]`; usage comes in an event of its own, asked for by us."""
 
@@ -39,11 +42,11 @@ class OpenAITranslator(Translator):
         super().__init__(ask, fields)
         if ask.stream and ask_for_usage and not ask.wants_usage:
             sent = fields.get("stream_options")
-            options = orjson.loads(sent) if sent else None
+            options = orjson.loads(memoryview(sent)) if sent else None
             self.set("stream_options", {**(options or {}), "include_usage": True})
 
     def feed(self, events: bytes) -> bytes:
-        self.events += events.count(b"\n\n") or 1
+        self.events += events.count(b"\n\n") or len(sse.split(events)) or 1
         if b'"error"' in events or b'"abort"' in events or b'"usage"' in events:
             events = self._read(events)
         if b"[DONE]" in events[-20:] and _DONE.search(events):
@@ -82,7 +85,7 @@ class OpenAITranslator(Translator):
 
     def _note_usage(self, usage: Raw) -> None:
         try:
-            tokens = msgspec.json.decode(usage, type=_Tokens | None)
+            tokens = _tokens.decode(usage)
         except msgspec.DecodeError:
             return
         if tokens is None:
