@@ -54,7 +54,7 @@ class Transport:
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._all: set[Connection] = set()
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connecting: dict[asyncio.Task[None], Exchange] = {}
 
     def send(self, replica: Replica, request: bytes, sink: Sink) -> Exchange:
         """Start one request; everything that follows is told to `sink`.
@@ -91,12 +91,13 @@ class Transport:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for task in self._connecting:
-            task.cancel()
+        connecting = dict(self._connecting)
+        for exchange in connecting.values():
+            exchange.fail(ConnectFailed(f"{exchange.origin}: given up"))
         for connection in list(self._all):
-            connection.abort()
-        if self._connecting:
-            await asyncio.wait(self._connecting)
+            connection.break_off()
+        if connecting:
+            await asyncio.wait(connecting)
 
     @property
     def open_connections(self) -> int:
@@ -108,6 +109,8 @@ class Transport:
         oldest = asyncio.get_running_loop().time() - self.limits.idle
         while idle:
             connection = idle.pop()
+            if not idle:
+                del self._idle[origin]
             if connection.usable and connection.idle_since > oldest:
                 return connection
             connection.abort()
@@ -142,8 +145,8 @@ class Transport:
 
     def connect(self, exchange: Exchange) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._connect(exchange))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = exchange
+        task.add_done_callback(self._connecting.pop)
         return task
 
     async def _connect(self, exchange: Exchange) -> None:
@@ -170,7 +173,8 @@ class Transport:
         except TimeoutError:
             connection.abort()
             exchange.broken(ConnectFailed(f"{origin}: no connection in time"))
-        except OSError as exc:  # refused, unreachable, no such name, a certificate not trusted
+        except (OSError, UnicodeError) as exc:
+            # Refused, unreachable, no such name, one that cannot be a name, not trusted.
             connection.abort()
             exchange.broken(ConnectFailed(f"{origin}: {exc.__class__.__name__}"))
         else:
@@ -236,8 +240,8 @@ class Exchange:
 
     def close(self) -> None:
         """End it without a word to the sink. Nothing happens where it had ended."""
+        self._let_go()  # whatever `done` says: who is cancelled while awaiting it cancels it too
         if not self.done.done():
-            self._let_go()
             self.done.set_result(None)
 
     # What the connection tells.
@@ -333,6 +337,13 @@ class Connection(asyncio.Protocol):
         self._received = False
         self.transport.write(exchange.carried(self))
 
+    def break_off(self) -> None:
+        """Close at once, and tell the exchange that is carried."""
+        exchange = self._exchange
+        self.abort()
+        if exchange is not None:
+            exchange.broken(ConnectionBroken(f"{self.origin}: broken off"))
+
     def abort(self) -> None:
         """Close at once; the exchange that was carried hears nothing of it."""
         self._exchange = None
@@ -354,8 +365,10 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._drop(exchange, BadAnswer(f"not a well-formed answer: {exc}"))
-            return
+            if not self._complete:
+                self._drop(exchange, BadAnswer(f"not a well-formed answer: {exc}"))
+                return
+            self._reusable = False  # what follows a whole answer is nobody's
         if self._in_head:
             self._head_size += len(data)
             if self._head_size > self._owner.limits.header:
@@ -374,13 +387,17 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
-        if self._ends_with_connection():
+        if exc is None and self._ends_with_connection():
             exchange.end()
             return
         how = exc.__class__.__name__ if exc else "end of stream"
         exchange.lost(ConnectionBroken(f"{self.origin}: {how}"), self._received)
 
     # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("bytes after the answer")  # stops the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name.lower(), value))

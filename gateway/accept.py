@@ -76,15 +76,14 @@ async def body(receive: Receive, share: Share, limit: int, deadline: float) -> b
 
     `limit` in bytes, `deadline` in seconds for all of it.
     """
-    message = await receive()  # nearly always everything, and already here
-    if not message.get("more_body", False):
-        return _piece(message, share, limit)
-    pieces = [_piece(message, share, limit)]
+    pieces: list[bytes] = []
+    more = True
     try:
         async with asyncio.timeout(deadline):
-            while message.get("more_body", False):
+            while more:
                 message = await receive()
                 pieces.append(_piece(message, share, limit))
+                more = message.get("more_body", False)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {deadline:g} s.") from None
     return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""The command: `fairgate serve | check | keys new | schema`."""
+"""The command: `fairgate serve | up | check | keys new | schema | engine install`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import logging
 import os
 import secrets
 import sys
-from pathlib import Path
 
 import click
-import msgspec
 import orjson
+from rich.console import Console
 
+from backends import install, launch
 from gateway import config as configuration
+from gateway import up as starting
 from gateway import worker
 from gateway.logs import set_up_diagnostics
-from gateway.settings import Config, Key
+from gateway.settings import Config, Key, Team
 
 _USAGE, _CANNOT_START = 2, 3
 
@@ -97,7 +98,7 @@ def serve_with(config: Config) -> None:
     made = None
     if not config.keys:
         made, key = new_key("this-run", "default")
-        config = msgspec.structs.replace(config, keys=(key,))
+        config = configuration.override(config, keys=(key,), teams={key.team: Team()})
 
     def started(addresses: list[str]) -> None:
         scheme = "https" if config.tls.cert_file else "http"
@@ -110,6 +111,70 @@ def serve_with(config: Config) -> None:
     try:
         worker.run(config, config.secret or kept_secret(), started)
     except worker.CannotStart as exc:
+        _fail(_CANNOT_START, str(exc))
+
+
+@main.command()
+@click.option(
+    "--model", metavar="ID_OR_FOLDER", help="For chat: a Hugging Face id, a folder, or none."
+)
+@click.option("--embedding-model", metavar="ID_OR_FOLDER", help="For embeddings; likewise.")
+@click.option("--listen", metavar="ADDR", multiple=True, help="Default: 127.0.0.1:8080.")
+@click.argument("engine_arguments", metavar="[-- ENGINE ARGS]", nargs=-1, type=click.UNPROCESSED)
+def up(
+    model: str | None,
+    embedding_model: str | None,
+    listen: tuple[str, ...],
+    engine_arguments: tuple[str, ...],
+) -> None:
+    """Start vLLM itself, wait until it answers, and serve in front of it.
+
+    The engine is the Python that FAIRGATE_ENGINE names, else the environment that `fairgate
+    engine install` prepared, else that of `vllm` on PATH. Without --model: a small model where
+    a hub answers, else a made-up one with random weights. One Ctrl-C ends all of it.
+    """
+    set_up_diagnostics("warning")
+    console = Console(stderr=True)
+    try:
+        python = install.found(os.environ) or install.prepare(
+            install.home(os.environ), console.print
+        )
+        engines = launch.choose(
+            model,
+            embedding_model,
+            python,
+            console.print,
+            environ=os.environ,
+            extra=engine_arguments,
+        )
+        log = launch.state_folder(os.environ) / "logs" / "requests.jsonl"
+        key = new_key("this-run", "default")
+        starting.run(engines, listen, key, kept_secret(), log, console)
+    except configuration.ConfigError as exc:
+        _fail(_USAGE, str(exc))
+    except (install.InstallFailed, launch.EngineDied, worker.CannotStart) as exc:
+        _fail(_CANNOT_START, str(exc))
+    except KeyboardInterrupt:
+        console.print("fairgate: ended before it was ready")
+
+
+@main.group()
+def engine() -> None:
+    """The environment vLLM runs in."""
+
+
+@engine.command("install")
+def engine_install() -> None:
+    """Install vLLM into an environment of its own; does nothing when it is there.
+
+    With an NVIDIA GPU the ordinary vLLM, else its CPU build. FAIRGATE_ENGINE_HOME says where.
+    """
+    console = Console(stderr=True)
+    try:
+        found = install.found(os.environ)
+        if found is None:
+            install.prepare(install.home(os.environ), console.print)
+    except install.InstallFailed as exc:
         _fail(_CANNOT_START, str(exc))
 
 
@@ -161,7 +226,7 @@ def new_key(name: str, team: str) -> tuple[str, Key]:
 
 def kept_secret() -> str:
     """The secret of this user's gateways, kept in a file that only they may read."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fairgate"
+    state = launch.state_folder(os.environ)
     path = state / "secret"
     try:
         state.mkdir(parents=True, exist_ok=True)

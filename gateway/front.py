@@ -41,6 +41,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-
 _WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _NEVER = frozenset({b"TRACE", b"CONNECT"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Door:
     header_bytes: int = 32 * 1024
     header_fields: int = 100
     pipelined_bytes: int = 64 * 1024
+    pipelined_requests: int = 64
     connections: int = 10_000
     drain_for: float = 1.0
     drain_bytes: int = 64 * 1024
@@ -146,8 +148,9 @@ class Front(HttpToolsProtocol):
 
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), how much of it is
     here (`_head_bytes`, `_field_bytes`) and its `_deadline`; `_fault`, why the request being read
-    is refused; `_active`, the visit being answered; `_waiting_bytes`, sent ahead of their turn; and
-    `_closing`, how many bytes an ending connection may still send, None while it lives.
+    is refused; `_declining`, whether the parser is told a head again; `_active`, the visit being
+    answered; `_waiting_bytes`, sent ahead of their turn; and `_closing`, how many bytes an ending
+    connection may still send, None while it lives.
     """
 
     door: ClassVar[Door] = Door()
@@ -160,6 +163,7 @@ class Front(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._fault: GatewayError | None = None
         self._in_head = True
+        self._declining = False
         self._active: Visit | None = None
         self._waiting_bytes = 0
         self._closing: int | None = None
@@ -207,16 +211,27 @@ class Front(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            # An offer we do not take (RFC 9110 §7.8): what follows is HTTP/1.1 as before.
-            rest = data[exc.args[0] :]
-            if rest and self._fault is None:
-                self._feed(rest)
+            if self._fault is None and self._closing is None:
+                self._decline_upgrade(data[exc.args[0] :])
         except httptools.HttpParserError:
             self._fault = self._fault or InvalidRequest("This is not a well-formed HTTP request.")
         if self._head_bytes > self.door.header_bytes:
             self._fault = self._fault or HeadersTooLarge("The request head is too large.")
         if self._fault is not None:
             self._refuse_in_turn()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read on as if nothing had been offered (RFC 9110 §7.8).
+
+        The parser takes an offer for the end of its message: told the head again without it, it
+        reads what follows as that head's body, and not as a second request.
+        """
+        framing = (field for field in self.headers if field[0] in _FRAMING)
+        self._declining = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % _lines(framing))
+        self._declining = False
+        if rest:
+            self._feed(rest)
 
     def eof_received(self) -> None:
         """A caller that stops sending has left: no client of these APIs half-closes and waits."""
@@ -246,10 +261,20 @@ class Front(HttpToolsProtocol):
     # Heads
 
     def on_message_begin(self) -> None:
+        if self._declining:
+            return
         super().on_message_begin()
         self._field_bytes = 0
 
+    def on_url(self, url: bytes) -> None:
+        if self._declining:
+            return
+        self.url += url
+        self._field_bytes += len(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._declining:
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -261,6 +286,8 @@ class Front(HttpToolsProtocol):
             self._fault = HeadersTooLarge("The request has too many header fields.")
 
     def on_headers_complete(self) -> None:
+        if self._declining or self._closing is not None:
+            return
         self._stop_deadline()
         self._in_head = False
         self._head_bytes = 0
@@ -296,9 +323,11 @@ class Front(HttpToolsProtocol):
         if self._active is None or self._active.response_complete:
             self._active = visit
             self._start_asgi_task(visit, self.app)
-        else:
+        elif len(self.pipeline) < self.door.pipelined_requests:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
             self.pipeline.appendleft((visit, self.app))
+        else:
+            self._forget_waiting()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         task = self.loop.create_task(cycle.run_asgi(app))
@@ -308,7 +337,7 @@ class Front(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         visit = self.cycle
-        if self._fault is not None or visit.response_complete:
+        if self._fault is not None or self._closing is not None or visit.response_complete:
             return
         visit.body += body
         if visit is self._active and len(visit.body) > HIGH_WATER_LIMIT:
@@ -316,8 +345,10 @@ class Front(HttpToolsProtocol):
         visit.message_event.set()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # of its head only: see `_decline_upgrade`
         self._in_head = True
-        if self._fault is None:
+        if self._fault is None and self._closing is None:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -376,20 +407,22 @@ class Front(HttpToolsProtocol):
             self.transport.close()
 
     def _room_for(self, size: int) -> bool:
-        """Whether requests sent ahead of their turn may grow by `size` bytes.
-
-        If not, they are forgotten and the connection ends with the answer under way: a client
-        sends again what was not answered (RFC 9112 §9.3.2).
-        """
+        """Whether requests sent ahead of their turn may grow by `size` bytes."""
         self._waiting_bytes += size
-        if self._waiting_bytes <= self.door.pipelined_bytes:
-            return True
+        if self._waiting_bytes > self.door.pipelined_bytes:
+            self._forget_waiting()
+        return self._closing is None
+
+    def _forget_waiting(self) -> None:
+        """Drop what was sent too far ahead, and end the connection with the answer under way.
+
+        A client sends again what was not answered (RFC 9112 §9.3.2).
+        """
         self.pipeline.clear()
         if self._active is not None:
             self.cycle = self._active
             self._active.keep_alive = False
         self._closing = 1 << 62  # read on, and forget it
-        return False
 
     def _refuse_in_turn(self) -> None:
         """Refuse the request being read, after the answers that are due before it."""

@@ -261,7 +261,12 @@ class Relay:
             self._timer = None
 
     def _arm(self, now: float) -> None:
-        self._timer = self._loop.call_at(self._next(now), self._tick)
+        wake = self._next(now)
+        if self._stream and not self.promised and not self._paused_at:
+            # An event may come now and be the last for long: be awake for what is due after it.
+            wake = min(wake, now + self._timeouts.heartbeat, now + self._timeouts.stall)
+        # A millisecond: the loop's clock may wake us a little before the time.
+        self._timer = self._loop.call_at(max(wake, now + 0.001), self._tick)
 
     def _next(self, now: float) -> float:
         times = self._timeouts
@@ -284,8 +289,7 @@ class Relay:
         if now >= self._next(now):
             self._due(now, self._flight)
         if self._timer is None:
-            # A millisecond: the loop's clock may wake us a little before the time.
-            self._timer = self._loop.call_at(max(self._next(now), now + 0.001), self._tick)
+            self._arm(now)
 
     def _due(self, now: float, flight: Flight) -> None:
         times = self._timeouts
@@ -299,14 +303,14 @@ class Relay:
             flight.fail(UpstreamTimeout("no event before the caller's own time is over"))
         elif not self.promised and now >= self._began + times.first_event:
             flight.fail(FirstEventTimeout(f"no event within {times.first_event:g} s"))
-        elif self._reply.state is State.NONE:
-            self._reply.start_stream(self._extra)
-            self._beat(now)
-        elif self._reply.state is not State.ENDED:
+        else:
             self._beat(now)
 
     def _beat(self, now: float) -> None:
-        self._reply.heartbeat()
+        if self._reply.state is State.NONE:
+            self._reply.start_stream(self._extra)
+        if self._reply.state is not State.ENDED:  # an engine may stay on after its last event
+            self._reply.heartbeat()
         self._spoke = now
 
 

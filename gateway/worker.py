@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,13 @@ def run(config: Config, secret: str, started: Callable[[list[str]], None]) -> No
         await Worker(config, secret, sys.stdout.fileno()).run(started)
 
     uvloop.run(serve())
+
+
+def check_free(addresses: Iterable[Address]) -> None:
+    """Raises CannotStart where one of the addresses cannot be listened on now."""
+    with contextlib.ExitStack() as held:
+        for address in addresses:
+            _bound(address, held)
 
 
 def settle_collector() -> None:

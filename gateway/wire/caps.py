@@ -29,11 +29,6 @@ LONGEST_WORDS = 64 * 1024
 _FORBIDDEN_ARGUMENTS = frozenset(
     {"chat_template", "tokenize", "add_generation_prompt", "continue_final_message"}
 )
-#: Where none of these stands, there is no media. An escape could spell any of them.
-_MEDIA_HINTS = tuple(
-    rb"""_url _embeds _pil "image _image "audio _audio "video "file" "source" \u""".split()
-)
-
 
 #: A decoder is costly to make and cheap to use.
 BOOL = Decoder(bool | None)
@@ -53,7 +48,7 @@ def decode(name: str, value: Raw, decoder: Decoder[T]) -> T:
     except msgspec.ValidationError as exc:
         raise InvalidRequest(f"`{name}`: {str(exc).split(' - at')[0]}.", name) from None
     except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(f"`{name}` is nested too deeply.", name) from None
+        raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
 
 
 def _at_most(name: str, given: int, cap: int, of: str = "") -> None:
@@ -104,12 +99,12 @@ def schema(name: str, value: Raw, allowed: Caps) -> None:
 def messages(name: str, value: Raw, allowed: Caps) -> None:
     items = decode(name, value, _LIST) or []
     _at_most(name, len(items), allowed.messages, "messages")
-    if _may_hold_media(value):
+    if any(map(media.possible_in, items)):
         media.check(name, value, allowed)
 
 
 def system(name: str, value: Raw, allowed: Caps) -> None:
-    if _may_hold_media(value):
+    if media.possible_in_content(value):
         media.check_content(name, value, allowed)
 
 
@@ -120,7 +115,7 @@ def prompts(name: str, value: Raw, allowed: Caps) -> None:
 def inputs(name: str, value: Raw, allowed: Caps) -> None:
     _at_most(name, _how_many(name, value), allowed.inputs, "inputs")
     # vLLM takes messages for an input as well.
-    if bytes(memoryview(value)[:1]) == b"[" and _may_hold_media(value):
+    if b"{" in bytes(value) and bytes(memoryview(value)[:1]) == b"[":
         media.check(name, value, allowed)
 
 
@@ -162,11 +157,6 @@ def output_tokens(name: str, value: Raw) -> int | None:
     if number is not None and number < 0:
         raise InvalidRequest(f"`{name}` must not be negative.", name)
     return number
-
-
-def _may_hold_media(value: Raw) -> bool:
-    text = bytes(value)
-    return any(hint in text for hint in _MEDIA_HINTS)
 
 
 def _how_many(name: str, value: Raw) -> int:

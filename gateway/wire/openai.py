@@ -46,9 +46,9 @@ class OpenAITranslator(Translator):
             self.set("stream_options", {**(options or {}), "include_usage": True})
 
     def feed(self, events: bytes) -> bytes:
-        self.events += events.count(b"\n\n") or len(sse.split(events)) or 1
         if b'"error"' in events or b'"abort"' in events or b'"usage"' in events:
             events = self._read(events)
+        self.events += events.count(b"\n\n") or len(sse.split(events))
         if b"[DONE]" in events[-20:] and _DONE.search(events):
             self.done = True
             self.events -= 1
@@ -60,7 +60,6 @@ class OpenAITranslator(Translator):
         for event in sse.split(events):
             telling = b'"error"' in event or b'"abort"' in event or _USAGE_GIVEN.search(event)
             if telling and not self._passes(event):
-                self.events -= 1
                 if self.failed is not None:
                     break
                 continue

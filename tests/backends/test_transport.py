@@ -15,13 +15,12 @@ from backends.errors import (
     BadAnswer,
     ConnectFailed,
     ConnectionBroken,
-    UpstreamTimeout,
 )
 from backends.transport import Limits, Transport
 from tests.backends.sinks import OK, REQUEST, Kept, ended, replica, told
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import until
-from tests.fakes.script import Chunk, Fin, Hang, Received, Rst, Send, Step, Wait, stream
+from tests.fakes.script import Fin, Hang, Received, Rst, Send, Step, Wait, stream
 
 
 @pytest.fixture
@@ -371,7 +370,7 @@ async def test_a_sink_may_end_it_from_within(
             if where == "data":
                 self.fail()
 
-    engine.script = [*stream([b"one", b"two"]), Send(b"x"), Chunk(b"three")]
+    engine.script = [*stream([b"one", b"two"], end=False), Hang()]
     sink = await told(transport, engine.port, Failing())
     told_of = ["begin", "head"] if where == "head" else ["begin", "head", "data"]
     assert sink.calls == [*told_of, "broken"]
@@ -394,36 +393,3 @@ async def test_closing_breaks_off_what_is_under_way(engine: Engine, deaf: int) -
     await asyncio.gather(*map(ended, [*carried, connecting, just_sent]))
     assert all(isinstance(sink.failure, BackendError) for sink in sinks)
     await engine.until_closed()
-
-
-# Small requests of our own
-
-
-async def test_fetch_gives_status_and_body(transport: Transport, engine: Engine) -> None:
-    got = await transport.fetch(replica(engine.port), REQUEST, limit=2, timeout=5)
-    assert got == (200, b"ok")
-
-
-async def test_fetch_keeps_no_more_than_its_limit(transport: Transport, engine: Engine) -> None:
-    with pytest.raises(BadAnswer, match="cap"):
-        await transport.fetch(replica(engine.port), REQUEST, limit=1, timeout=5)
-    assert transport.open_connections == 0
-
-
-async def test_fetch_ends_in_time_and_closes(transport: Transport, engine: Engine) -> None:
-    engine.script = [Hang()]
-    with pytest.raises(UpstreamTimeout):
-        await transport.fetch(replica(engine.port), REQUEST, limit=9, timeout=0.05)
-    await engine.until_closed()
-
-
-async def test_fetch_given_up_from_outside_closes(transport: Transport, engine: Engine) -> None:
-    engine.script = [Hang()]
-    task = asyncio.create_task(
-        transport.fetch(replica(engine.port), REQUEST, limit=9, timeout=5)
-    )
-    await engine.until(lambda: bool(engine.requests))
-    task.cancel()
-    await asyncio.wait([task])
-    await engine.until_closed()
-    assert transport.open_connections == 0

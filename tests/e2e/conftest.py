@@ -16,6 +16,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from openai import AsyncOpenAI, OpenAI
 
+from backends.launch import free_ports
 from tests.e2e.engines import Engines, RealEngine, real_engines
 from tests.fakes.gateway import Command, until
 
@@ -35,6 +36,7 @@ class RunningGateway:
 
     command: Command
     port: int
+    admin_port: int
     key: str = KEY
     other_key: str = OTHER_KEY
 
@@ -57,12 +59,12 @@ class RunningGateway:
         return [("authorization", f"Bearer {self.key}"), ("content-type", "application/json")]
 
 
-def configuration(chat_url: str, engines: Engines) -> str:
+def configuration(chat_url: str, engines: Engines, admin_port: int) -> str:
     """Two keys in two teams, a model under another name and with aliases, and embeddings."""
     digest, other = (hashlib.sha256(key.encode()).hexdigest() for key in (KEY, OTHER_KEY))
     return f"""
 listen: 127.0.0.1:0
-admin_listen: 127.0.0.1:0
+admin_listen: 127.0.0.1:{admin_port}
 secret: a secret of the tests
 request: {{body: {LARGEST_BODY}B}}
 models:
@@ -91,9 +93,7 @@ def portal() -> Iterator[BlockingPortal]:
 
 
 @pytest.fixture(scope="session")
-def engines(
-    portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engines]:
+def engines(portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     with real_engines(portal, tmp_path_factory.mktemp("state")) as engines:
         yield engines
 
@@ -108,10 +108,11 @@ def gateway(
     portal: BlockingPortal, engines: Engines, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
     file: Path = tmp_path_factory.mktemp("gateway") / "fairgate.yaml"
-    file.write_text(configuration(engines.chat.url, engines))
+    admin_port = next(free_ports(1))
+    file.write_text(configuration(engines.chat.url, engines, admin_port))
     command = Command("serve", "--config", str(file))
     with portal.wrap_async_context_manager(command):
-        yield RunningGateway(command, portal.call(command.listening))
+        yield RunningGateway(command, portal.call(command.listening), admin_port)
 
 
 @pytest.fixture

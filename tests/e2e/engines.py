@@ -113,5 +113,3 @@ def _served(url: str) -> RealEngine:
         connection.request("GET", "/v1/models")
         listed = json.load(connection.getresponse())
     return RealEngine(place.port, listed["data"][0]["id"])
-
-

@@ -2,7 +2,11 @@
 
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
-from anthropic.types import MessageParam, ToolChoiceToolParam, ToolParam
+from anthropic.types import (
+    MessageParam,
+    ToolChoiceToolParam,
+    ToolParam,
+)
 
 from tests.e2e.conftest import CHAT, CHAT_ALIASES
 
@@ -110,7 +114,12 @@ def test_a_tool_s_result_goes_back_to_the_model(anthropic_client: Anthropic) -> 
             {
                 "role": "assistant",
                 "content": [
-                    {"type": "tool_use", "id": "use_1", "name": "weather", "input": {"city": "Rome"}}
+                    {
+                        "type": "tool_use",
+                        "id": "use_1",
+                        "name": "weather",
+                        "input": {"city": "Rome"},
+                    }
                 ],
             },
             {

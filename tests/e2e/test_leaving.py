@@ -1,4 +1,4 @@
-"""A caller who leaves stops the real engine within a second, not when its answer would have ended."""
+"""A caller who leaves stops the real engine within a second, long before its answer would end."""
 
 import asyncio
 import json

@@ -84,9 +84,7 @@ def test_an_alias_is_answered_under_the_alias(openai_client: OpenAI, name: str) 
     answer = openai_client.chat.completions.create(model=name, messages=HELLO, max_tokens=1)
     assert answer.model == name
     chunks = list(
-        openai_client.chat.completions.create(
-            model=name, messages=HELLO, max_tokens=2, stream=True
-        )
+        openai_client.chat.completions.create(model=name, messages=HELLO, max_tokens=2, stream=True)
     )
     assert {chunk.model for chunk in chunks} == {name}
 
@@ -304,7 +302,4 @@ async def test_many_async_calls_at_once_are_all_answered(async_openai: AsyncOpen
 
 
 def _text(chunks: list[ChatCompletionChunk]) -> str:
-    return "".join(
-        choice.delta.content or "" for chunk in chunks for choice in chunk.choices
-    )
-
+    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)

@@ -64,18 +64,19 @@ def privileged() -> Iterator[Case]:
     """T13: what reaches into the engine or across its callers is refused; unknown fields go."""
     for path in PATHS:
         for name in _PRIVILEGED:
-            for value in (1, None, "x", {"a": 1}):
-                yield refused(f"{path} {name} {value}", call(BODIES[path] | {name: value}, path))
+            for given in (1, None, "x", {"a": 1}):
+                yield refused(f"{path} {name} {given}", call(BODIES[path] | {name: given}, path))
         for name in (
             "chat_template",
             "tokenize",
             "add_generation_prompt",
             "continue_final_message",
         ):
-            fields = {"chat_template_kwargs": {name: False}}
+            fields: dict[str, Any] = {"chat_template_kwargs": {name: False}}
             if path != TEXT:
                 yield refused(f"{path} kwargs {name}", call(BODIES[path] | fields, path))
-        for value in ({"a": {}}, {"a": [1]}, [1], "x", 1):
+        structures: tuple[Any, ...] = ({"a": {}}, {"a": [1]}, [1], "x", 1)
+        for value in structures:
             fields = {"chat_template_kwargs": value}
             if path != TEXT:
                 yield refused(f"{path} kwargs {value}", call(BODIES[path] | fields, path))
@@ -90,12 +91,15 @@ def privileged() -> Iterator[Case]:
     yield passes("an allowed salt is ours all the same", call(salted), BODIES[CHAT], "trusting")
     chosen = random.Random(13)
     for at in range(100):
-        odd = {_word(chosen): chosen.choice([1, None, "x", [1], {"a": {}}]) for _ in range(20)}
+        odd = {_word(chosen): chosen.choice(_ODD_VALUES) for _ in range(20)}
         path = chosen.choice(PATHS)
         yield passes(f"odd fields {at}", call(odd | BODIES[path], path), BODIES[path])
         yield Case(
             f"odd fields {at}, refused", call(odd | BODIES[path], path), 400, config="refusing"
         )
+
+
+_ODD_VALUES: list[Any] = [1, None, "x", [1], {"a": {}}]
 
 
 def _word(chosen: random.Random) -> str:
@@ -215,8 +219,8 @@ def documents() -> Iterator[Case]:
     for coding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32"):
         yield refused(coding, call(text.encode(coding)), 400, "invalid_json")
     for name, broken in _BYTES.items():
-        document = text.encode().replace(b"hi", broken)
-        yield refused(name, call(document), 400, "invalid_json")
+        sent = call(text.encode().replace(b"hi", broken))
+        yield refused(name, sent, 400, "invalid_json")
     chosen = random.Random(20)
     for at in range(100):
         place = chosen.randrange(len(text))
@@ -267,8 +271,9 @@ def _ambiguous(text: str) -> Iterator[Case]:
 
 
 def _of_wrong_types() -> Iterator[Case]:
+    values: tuple[Any, ...] = (1, None, [], {}, True, 1.5)
     for path in PATHS:
-        for value in (1, None, [], {}, True, 1.5):
+        for value in values:
             yield refused(f"{path} model {value}", call(BODIES[path] | {"model": value}, path))
             if value not in (None, True):
                 yield refused(

@@ -1,0 +1,25 @@
+"""What holds for every fault: the product's own event loop, and no exception nobody caught."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+async def no_traceback(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    caught: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: caught.append(context))
+    yield
+    told = [record.getMessage() for record in caplog.get_records("call")]
+    assert not caught
+    assert not [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR], told

@@ -1,0 +1,137 @@
+"""The body within its limits: size, type, time, and the room all bodies share."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from gateway import accept
+from gateway.errors import (
+    ClientGone,
+    GatewayError,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedMedia,
+)
+from gateway.terms import Head
+
+LIMIT = 100
+
+
+def receiving(pieces: Iterable[bytes], *, end: bool = True) -> accept.Receive:
+    """A caller who sends these pieces, and then the end or nothing more."""
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+    ]
+    if end:
+        messages[-1]["more_body"] = False
+
+    async def receive() -> dict[str, Any]:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
+
+    return receive
+
+
+async def body(receive: accept.Receive, bodies: accept.Bodies, deadline: float = 5) -> bytes:
+    with bodies.share() as share:
+        return await accept.body(receive, share, LIMIT, deadline)
+
+
+def head(**fields: str) -> Head:
+    listed = {name.replace("_", "-").encode(): value.encode() for name, value in fields.items()}
+    return Head("POST", "/x", {b"content-type": b"application/json", **listed})
+
+
+@pytest.mark.parametrize("sizes", [[0], [100], [50, 50], [1] * 100, [100, 0]])
+async def test_a_body_up_to_its_cap_is_whole(sizes: list[int]) -> None:
+    bodies = accept.Bodies(1000)
+    assert await body(receiving(b"a" * size for size in sizes), bodies) == b"a" * sum(sizes)
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize("sizes", [[101], [100, 1], [50, 51], [101, 0]])
+async def test_a_body_over_its_cap_is_refused_when_it_passes_it(sizes: list[int]) -> None:
+    bodies = accept.Bodies(1000)
+    with pytest.raises(RequestTooLarge):
+        await body(receiving([b"a" * size for size in sizes], end=False), bodies)
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize("pieces", [[], [b"a"], [b"a", b"b"]])
+async def test_a_body_that_stops_coming_is_refused(pieces: list[bytes]) -> None:
+    bodies = accept.Bodies(1000)
+    with pytest.raises(RequestTimeout):
+        await body(receiving(pieces, end=False), bodies, deadline=0.02)
+    assert bodies.held == 0
+
+
+async def test_a_caller_who_leaves_is_told_nothing() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientGone):
+        await body(receive, accept.Bodies(1000))
+
+
+async def test_bodies_share_one_room_and_give_it_back() -> None:
+    bodies = accept.Bodies(150)
+    with bodies.share() as share:
+        await accept.body(receiving([b"a" * 100]), share, LIMIT, 5)
+        assert bodies.held == 100
+        with pytest.raises(Overloaded):
+            await body(receiving([b"a" * 51]), bodies)
+        assert bodies.held == 100
+        assert await body(receiving([b"a" * 50]), bodies)
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "refusal"),
+    [
+        ({}, None),
+        ({"content_length": "100"}, None),
+        ({"content_length": "101"}, RequestTooLarge),
+        ({"content_length": "9" * 30}, RequestTooLarge),
+        ({"content_encoding": "identity"}, None),
+        ({"content_encoding": "IDENTITY"}, None),
+        ({"content_encoding": "gzip"}, UnsupportedMedia),
+        ({"content_encoding": "identity, gzip"}, UnsupportedMedia),
+        ({"content_type": "Application/JSON; Charset=UTF-8"}, None),
+        ({"content_type": 'application/json; charset="utf-8"'}, None),
+        ({"content_type": ""}, UnsupportedMedia),
+        ({"content_type": "text/plain"}, UnsupportedMedia),
+        ({"content_type": "application/json+x"}, UnsupportedMedia),
+        ({"content_type": "application/json; charset=utf-16"}, UnsupportedMedia),
+    ],
+)
+def test_the_head_alone_decides_what_it_can(
+    fields: dict[str, str], refusal: type[GatewayError] | None
+) -> None:
+    if refusal is None:
+        accept.check_head(head(**fields), LIMIT)
+    else:
+        with pytest.raises(refusal):
+            accept.check_head(head(**fields), LIMIT)
+
+
+def test_the_cap_of_a_model_is_looked_at_again() -> None:
+    accept.check_size(b"a" * 10, 10)
+    with pytest.raises(RequestTooLarge, match="cap of 10 bytes"):
+        accept.check_size(b"a" * 11, 10)
+
+
+@pytest.mark.parametrize("good", [b"", b"{}", '{"é":"\U0001f600"}'.encode()])
+def test_text_is_utf_8(good: bytes) -> None:
+    assert accept.text(good) == good
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", "{}".encode("utf-16")])
+def test_what_is_not_utf_8_is_refused(bad: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        accept.text(bad)
+    assert caught.value.code == "invalid_json"

@@ -1,0 +1,261 @@
+"""The OpenAI dialect: usage asked for and taken out again, failures inside a stream, the end."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
+from gateway.terms import Ask, Usage
+from gateway.wire import openai
+from gateway.wire.openai import OpenAITranslator
+from tests.gateway.wire import NAME, chat, cut, parse, play, raw, recorded, single
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(**document: Any) -> bytes:
+    return b"data: " + orjson.dumps(document) + b"\n\n"
+
+
+def delta(text: str, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None, **more}
+    return event(model=NAME, choices=[choice])
+
+
+def sent_upstream(wire: OpenAITranslator) -> Any:
+    return orjson.loads(wire.request("tiny")).get("stream_options")
+
+
+def test_usage_is_asked_for_in_a_stream() -> None:
+    assert sent_upstream(chat()) == {"include_usage": True}
+
+
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"include_usage": None}])
+def test_usage_is_asked_for_though_the_caller_did_not(options: object) -> None:
+    assert sent_upstream(chat(stream_options=options)) == {"include_usage": True}
+
+
+def test_other_stream_options_of_the_caller_stay() -> None:
+    sent = {"include_usage": False, "x": 1}
+    assert sent_upstream(chat(stream_options=sent)) == {"include_usage": True, "x": 1}
+
+
+def test_a_caller_who_asked_keeps_its_own_options() -> None:
+    sent = {"include_usage": True, "continuous_usage_stats": True}
+    assert sent_upstream(chat(wants_usage=True, stream_options=sent)) == sent
+
+
+def test_a_plain_request_and_a_server_that_must_not_be_asked_are_left_alone() -> None:
+    assert sent_upstream(chat(stream=False)) is None
+    ask = Ask(NAME, True, raw(stream=True))
+    assert sent_upstream(OpenAITranslator(ask, raw(stream=True), ask_for_usage=False)) is None
+
+
+def test_a_dropped_field_is_counted_and_an_added_one_is_not() -> None:
+    ask = Ask(NAME, True, raw(model="m", stream=True, odd=1))
+    assert OpenAITranslator(ask, raw(model="m", stream=True)).dropped == 1
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+def test_a_caller_who_did_not_ask_never_sees_the_usage() -> None:
+    wire = chat()
+    told = play(wire, [delta("a") + delta("b"), event(choices=[], usage=USAGE) + DONE])
+    assert b"".join(told) == delta("a") + delta("b") + DONE
+    assert wire.used() == Usage(prompt=7, cached=5, completion=2, exact=True)
+
+
+def test_a_read_with_nothing_but_usage_says_nothing() -> None:
+    assert play(chat(), [event(choices=[], usage=USAGE)]) == []
+
+
+def test_usage_beside_a_choice_stays_and_the_last_one_counts() -> None:
+    wire = chat(wants_usage=True)
+    first = event(choices=[{"index": 0}], usage={"prompt_tokens": 7, "completion_tokens": 1})
+    last = event(choices=[{"index": 0}], usage=USAGE)
+    assert b"".join(play(wire, [first + last])) == first + last
+    assert wire.used() == Usage(prompt=7, cached=5, completion=2, exact=True)
+
+
+def test_usage_of_a_stream_that_broke_is_counted_from_its_events() -> None:
+    wire = chat()
+    play(wire, [delta("a"), delta("b") + delta("c")])
+    assert wire.used() == Usage(completion=3)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_what_is_counted_does_not_depend_on_how_the_stream_was_cut(end: bytes) -> None:
+    stream = b"".join(b'data: {"x":1}' + end for _ in range(5)) + b"data: [DONE]" + end
+    for pieces in ([stream], single(stream), cut(stream, [20, 33])):
+        wire = chat()
+        play(wire, pieces)
+        assert wire.done
+        assert wire.used() == Usage(completion=5)
+
+
+def test_a_null_usage_on_every_event_costs_no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(_: bytes) -> None:
+        raise AssertionError("an event was decoded")
+
+    monkeypatch.setattr("orjson.loads", decoded)
+    events = [b'data: {"model":"tiny","choices":[{"delta":{}}],"usage":null}\n\n'] * 20
+    told = b"".join(play(chat(wants_usage=True), [b"".join(events), *events, DONE]))
+    assert told.count(b'"usage":null') == 40
+    assert told.endswith(DONE)
+
+
+ERROR = {"message": "no", "type": "Internal", "code": 500}
+
+
+def test_an_error_first_says_nothing_so_that_another_server_may_answer() -> None:
+    wire = chat()
+    assert play(wire, [event(error=ERROR) + DONE]) == []
+    assert wire.failed is not None
+    assert wire.failed.elsewhere
+    assert not wire.done
+    assert wire.used() == Usage()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_error_after_some_words_ends_the_stream_behind_them(together: bool) -> None:
+    wire = chat()
+    events = [delta("a"), delta("b"), event(error=ERROR), delta("never"), DONE]
+    told = play(wire, [b"".join(events)] if together else events)
+    assert b"".join(told) == delta("a") + delta("b")
+    assert wire.failed is not None
+    assert not wire.done
+    assert str(wire.failed) == "error frame"
+
+
+@pytest.mark.parametrize("shape", [{"error": "boom"}, {"error": ["x"]}, {"error": {"code": "x"}}])
+def test_an_error_of_another_shape_is_one_too(shape: dict[str, Any]) -> None:
+    wire = chat()
+    assert play(wire, [event(**shape)]) == []
+    assert wire.failed is not None
+    assert wire.failed.status == 500
+
+
+@pytest.mark.parametrize("code", [400, 429, 499])
+def test_an_error_about_the_request_keeps_the_engines_sentence(code: int) -> None:
+    wire = chat()
+    play(wire, [event(error={"message": "too long", "code": code})])
+    assert wire.failed is not None
+    assert (str(wire.failed), wire.failed.status, wire.failed.elsewhere) == (
+        "too long",
+        code,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [{"message": "at 10.0.0.1", "code": 500}, {"message": 7, "code": 400}]
+)
+def test_an_error_of_the_servers_own_is_never_repeated(error: dict[str, Any]) -> None:
+    wire = chat()
+    play(wire, [event(error=error)])
+    assert str(wire.failed) == "error frame"
+
+
+@pytest.mark.parametrize("code", [200, 399, 600, 1000, None, True])
+def test_a_code_that_is_no_error_status_counts_as_a_server_error(code: object) -> None:
+    wire = chat()
+    play(wire, [event(error={"message": "x", "code": code})])
+    assert wire.failed is not None
+    assert wire.failed.status == 500
+
+
+@pytest.mark.parametrize("error", [None, {}, "", []])
+def test_an_error_that_is_empty_is_none(error: object) -> None:
+    wire = chat()
+    passing = event(error=error, choices=[])
+    assert play(wire, [passing]) == [passing]
+    assert wire.failed is None
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_aborted_choice_fails_the_stream(index: int) -> None:
+    choices = [{"index": n, "finish_reason": None} for n in (0, 1)]
+    choices[index]["finish_reason"] = "abort"  # type: ignore[assignment]  # JSON
+    wire = chat()
+    assert play(wire, [delta("a"), event(choices=choices) + DONE]) == [delta("a")]
+    assert wire.failed is not None
+    assert not wire.done
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'data: {"error"\n\n',
+        b'data: ["error"]\n\n',
+        b'data: {"choices":["abort"]}\n\n',
+        b'data: {"choices":"abort","x":"error"}\n\n',
+        b': "error"\n\n',
+    ],
+)
+def test_what_cannot_be_read_passes_as_it_is(odd: bytes) -> None:
+    wire = chat()
+    assert play(wire, [odd]) == [odd]
+    assert wire.failed is None
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "x"}, {"prompt_tokens_details": 1}])
+def test_a_usage_of_another_shape_is_not_believed(usage: dict[str, Any]) -> None:
+    wire = chat()
+    play(wire, [delta("a") + event(choices=[], usage=usage)])
+    assert wire.used() == Usage(completion=1)
+
+
+def test_usage_with_nothing_in_it_is_nothing_used() -> None:
+    wire = chat()
+    play(wire, [delta("a") + event(choices=[], usage={"prompt_tokens_details": {}})])
+    assert wire.used() == Usage(exact=True)
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+def test_the_end_is_seen_alone_and_behind_other_events(last: bytes) -> None:
+    for before in (b"", delta("a")):
+        wire = chat()
+        assert wire.feed(before + last) == before + last
+        assert wire.done
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE] x\n\n", b"x: [DONE]\n\n", b"data: x[DONE]\n\n"])
+def test_what_only_resembles_the_end_is_none(last: bytes) -> None:
+    wire = chat()
+    wire.feed(last)
+    assert not wire.done
+
+
+@pytest.mark.parametrize("name", ["chat_stream", "chat_stream_n2", "completions_stream"])
+def test_a_stream_without_its_end_is_not_done(name: str) -> None:
+    stream = recorded(name)
+    for at in (len(stream) - 1, len(stream) - len(DONE), len(stream) // 2):
+        wire = chat()
+        play(wire, [stream[:at]])
+        assert not wire.done
+
+
+def test_what_is_said_to_a_caller_has_openais_shape() -> None:
+    exc = InvalidRequest("Bad.", "n", "over")
+    document = openai.error_object(exc, "req_1")
+    assert document == {
+        "error": {
+            "message": "Bad. (request id: req_1)",
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": "over",
+        }
+    }
+
+
+@pytest.mark.parametrize("exc", [UpstreamFailed("a\nb\n\n"), Overloaded("é")])
+def test_the_last_words_are_one_event_and_no_end(exc: Exception) -> None:
+    assert isinstance(exc, UpstreamFailed | Overloaded)
+    frame = openai.error_frame(exc, "req_1")
+    ((kind, data),) = parse(frame)
+    assert kind == "message"
+    assert json.loads(data) == openai.error_object(exc, "req_1")
+    assert parse(openai.HEARTBEAT) == []
