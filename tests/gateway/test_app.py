@@ -5,8 +5,9 @@ import contextlib
 import json
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -55,7 +56,7 @@ async def test_another_method_is_a_405_that_says_which_is_taken(method: str) -> 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
 async def test_methods_that_no_one_needs_end_the_connection(method: str) -> None:
     async with port() as (gateway, _):
-        for path in (*PATHS, "/", "/healthz", "h:443"):
+        for path in (*PATHS, "/", "/healthz"):
             answer = await request(gateway.port, method, path, HEADERS)
             assert (answer.status, answer.headers.get("connection")) == (405, "close")
             assert answer.headers.get("allow") == "GET, HEAD, POST, OPTIONS"
@@ -163,8 +164,8 @@ async def test_a_page_reads_good_and_refused_answers_and_their_headers() -> None
             assert "x-request-id" in exposed
             assert "retry-after" in exposed
             assert "origin" in ",".join(answer.headers.all("vary")).lower()
-        fields = [*HEADERS, ("origin", "https://evil.example")]
-        answer = await request(gateway.port, "POST", CHAT, fields, BODY)
+        evil = [*HEADERS, ("origin", "https://evil.example")]
+        answer = await request(gateway.port, "POST", CHAT, evil, BODY)
         assert answer.headers.get("access-control-allow-origin") is None
 
 
@@ -199,7 +200,9 @@ async def listening(addresses: str, log: Path, more: str = "") -> AsyncIterator[
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_unix_sockets_and_ipv6_are_served_like_any_other(run: object, tmp_path: Path) -> None:
+def test_unix_sockets_and_ipv6_are_served_like_any_other(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
+) -> None:
     path = tmp_path / "s.sock"
 
     async def check() -> None:
@@ -213,7 +216,6 @@ def test_unix_sockets_and_ipv6_are_served_like_any_other(run: object, tmp_path: 
                 assert await asks(*opened) == [200, 401, 400]
         assert not path.exists()
 
-    assert callable(run)
     run(check())
 
 
@@ -233,7 +235,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_a_listener_with_a_certificate_speaks_tls(
-    run: object, certificate: tuple[Path, Path], tmp_path: Path
+    run: Callable[[Coroutine[Any, Any, None]], None], certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
     cert, key = certificate
 
@@ -249,5 +251,4 @@ def test_a_listener_with_a_certificate_speaks_tls(
             assert b"200" not in await asyncio.wait_for(reader.read(), 5)
             writer.close()
 
-    assert callable(run)
     run(check())
