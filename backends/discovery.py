@@ -44,6 +44,13 @@ async def models(transport: Transport, replica: Replica) -> list[Served]:
 async def fields(transport: Transport, replica: Replica) -> dict[str, frozenset[str]]:
     """The request fields of each POST path, from `/openapi.json`. Raises BackendError."""
     document = await _get(transport, replica, "/openapi.json", _SCHEMA)
+    try:
+        return _read(document)
+    except (AttributeError, TypeError):
+        raise BadAnswer("/openapi.json is not an OpenAPI document") from None
+
+
+def _read(document: dict[str, Any]) -> dict[str, frozenset[str]]:
     schemas = document.get("components", {}).get("schemas", {})
     known = {}
     for path, methods in document.get("paths", {}).items():

@@ -52,8 +52,8 @@ class Pool:
                 exchange.close()  # the caller may have left: this frees the engine
         finally:
             replica.in_flight -= 1
+        replica.last_error = None if sink.failure is None else str(sink.failure)
         if sink.failure is not None:
-            replica.last_error = str(sink.failure)
             self._observer.attempt_failed(self.name, replica, sink.failure)
         return sink.failure
 

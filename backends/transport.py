@@ -266,7 +266,11 @@ class Exchange:
         if self._paused and connection is not None and connection.usable:
             connection.transport.resume_reading()  # for the next one it carries
         if not self.done.done():
-            self._sink.end()
+            try:
+                self._sink.end()
+            except BaseException:  # the event loop tells of it; whoever waits must not wait on
+                self._finish(BadAnswer(f"{self.origin}: its answer could not be passed on"))
+                raise
             self.done.set_result(None)
 
     def lost(self, exc: BackendError, received: bool) -> None:

@@ -159,7 +159,8 @@ def principals(config: Config) -> dict[bytes, Principal]:
     known = {}
     for key in config.keys:
         team = config.teams.get(key.team)
-        allowed = [set(models) for models in (key.models, team and team.models) if models]
+        given = (key.models, team.models if team else None)
+        allowed = [set(models) for models in given if models is not None]  # an empty list: none
         known[bytes.fromhex(key.sha256)] = Principal(
             key=key.name,
             team=key.team,

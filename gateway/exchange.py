@@ -157,8 +157,9 @@ class Exchange:
             self._caller.task.cancel()
 
     def _refuse(self, exc: GatewayError) -> None:
-        record = self.record
-        record.outcome = exc.outcome
+        if self.reply.state is State.ENDED:
+            return  # it is answered; what failed since then is nobody's
+        self.record.outcome = exc.outcome
         if self.reply.state is State.NONE:
-            record.status = self._endpoint.status(exc)
+            self.record.status = self._endpoint.status(exc)
         self.reply.refuse(exc)

@@ -140,7 +140,11 @@ class Visit(RequestResponseCycle):
             self.finish(message.get("body", b""))
 
     async def send_500_response(self) -> None:
-        self.front.refuse(InternalError())
+        try:
+            self.front.refuse(InternalError())
+        except BaseException:  # not even that can be said
+            self.transport.abort()
+            raise
 
 
 class Front(HttpToolsProtocol):

@@ -6,6 +6,7 @@ request, it costs lines, which are counted.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from typing import Any
 
 #: A write of at most this size to a pipe is atomic (POSIX `PIPE_BUF`), so that the lines of
 #: processes that share a pipe never mix.
@@ -103,6 +105,14 @@ class _Line(logging.Formatter):
     def formatException(self, ei: object) -> str:
         assert isinstance(ei, tuple)
         return told_safely(ei[1]) if isinstance(ei[1], BaseException) else ""
+
+
+def tell_of_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler. Its usual one shows tasks, and with them the text of
+    what they raised."""
+    exc = context.get("exception")
+    told = told_safely(exc) if isinstance(exc, BaseException) else "no exception"
+    logging.getLogger("fairgate").error("%s: %s", context["message"], told)
 
 
 def told_safely(exc: BaseException) -> str:

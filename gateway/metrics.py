@@ -115,10 +115,10 @@ class Metrics:
     # Observer
 
     def attempt_failed(self, pool: str, replica: Replica, exc: BackendError) -> None:
-        self.stream_failures[pool, exc.reason] += 1
+        self.stream_failures[self.models[pool], exc.reason] += 1
 
     def retried(self, pool: str, reason: str) -> None:
-        self.retries[pool, reason] += 1
+        self.retries[self.models[pool], reason] += 1
 
     def render(self) -> bytes:
         """The text form (https://prometheus.io/docs/instrumenting/exposition_formats/)."""

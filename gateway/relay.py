@@ -29,7 +29,7 @@ from gateway.wire.answer import Translator
 #: A plain answer up to this size is edited as a whole; a larger one is relayed as it comes.
 LARGEST_HELD = 1 << 20
 _ERROR_LIMIT = 64 * 1024
-_TAIL = 4 * 1024
+_TAIL = 64 * 1024
 
 
 class ClientStalled(ConnectionBroken):
@@ -97,6 +97,8 @@ class Relay:
             self.failure = None
             self._translator.restart()
         self._flight = flight
+        if self._paused_at:
+            flight.pause()
         self._framer = None
         self._held = []
         self._size = 0
@@ -242,7 +244,7 @@ class Relay:
     def _end_whole(self) -> None:
         try:
             body = self._translator.whole(b"".join(self._held))
-        except BadAnswer as exc:
+        except BackendError as exc:
             self.failure = exc
             return
         self.promised = True
@@ -275,7 +277,9 @@ class Relay:
         if not self._stream:
             return self._deadline
         if self.promised:
-            return min(self._heard + times.stall, self._spoke + times.heartbeat)
+            due = self._heard + times.stall
+            ended = self._reply.state is State.ENDED  # only the engine's own end is missing
+            return due if ended else min(due, self._spoke + times.heartbeat)
         due = min(self._began + times.first_event, self._deadline)
         if self._reply.state is State.NONE:
             return min(due, self._accepted + times.early_commit)
@@ -309,8 +313,7 @@ class Relay:
     def _beat(self, now: float) -> None:
         if self._reply.state is State.NONE:
             self._reply.start_stream(self._extra)
-        if self._reply.state is not State.ENDED:  # an engine may stay on after its last event
-            self._reply.heartbeat()
+        self._reply.heartbeat()
         self._spoke = now
 
 

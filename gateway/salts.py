@@ -29,7 +29,7 @@ class Salts:
 
     def of(self, principal: Principal, route: Route, path: str) -> str | None:
         """The salt for this principal's requests; None where none is wanted or understood."""
-        isolate = route.caps.isolate_prefix_cache
+        isolate = route.caps_for(principal.team).isolate_prefix_cache
         pool = route.pool
         if isolate == "off" or path not in _SALTED or pool.kind.name != "vllm":
             return None

@@ -25,7 +25,7 @@ from gateway.app import App, State
 from gateway.composition import Composition
 from gateway.errors import Draining
 from gateway.front import Door, Front
-from gateway.logs import LineLog
+from gateway.logs import LineLog, tell_of_fault
 from gateway.settings import Config
 from gateway.units import Address
 
@@ -105,6 +105,7 @@ class Worker:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[list[str]]:
         """Serve while the block lasts, on the addresses it is given. Raises CannotStart."""
+        self._loop.set_exception_handler(tell_of_fault)
         allowed = raise_descriptor_limit()
         most = self.config.bounds.connections or max(16, (allowed - _SPARE_DESCRIPTORS) // 2)
         logger.info("up to %d connections (%d file descriptors)", most, allowed)

@@ -69,7 +69,9 @@ class Translator:
         raise AssertionError("a dialect has its own")
 
     def whole(self, body: bytes) -> bytes:
-        """A plain answer, complete. Raises BadAnswer where it is none."""
+        """A plain answer, complete. Raises BadAnswer where it is none, StreamFailed where it says
+        that the engine gave up on it.
+        """
         try:
             document = _object.decode(body)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -93,7 +95,7 @@ class Translator:
             self._note_usage(Raw(found[-1]))
 
     def _note_answer(self, document: dict[str, Raw]) -> None:
-        """Look for what a dialect tells of its usage outside `usage`."""
+        """Look for what a dialect tells outside `usage`."""
 
     def _note_usage(self, usage: Raw) -> None:
         raise AssertionError("a dialect has its own")

@@ -146,7 +146,8 @@ def _accepted(name: str, text: str, allowed: Caps) -> int:
         return len(payload) * 3 // 4
     if _BASE64.match(text):
         return len(text) * 3 // 4
-    if allowed.media.urls == "allow" or _allowed_host(text, allowed.media.hosts):
+    anywhere = allowed.media.urls == "allow" and not allowed.media.hosts
+    if anywhere or _allowed_host(text, allowed.media.hosts):
         return 0
     raise InvalidRequest(
         f"`{name}`: media URLs are not allowed on this gateway; send a `data:` URL.", name

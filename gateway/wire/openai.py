@@ -82,6 +82,13 @@ class OpenAITranslator(Translator):
         self._note_usage(Raw(orjson.dumps(usage)))
         return self._ask.wants_usage or bool(document.get("choices"))
 
+    def _note_answer(self, document: dict[str, Raw]) -> None:
+        choices = document.get("choices", Raw(b"null"))
+        if b'"abort"' in memoryview(choices).tobytes():
+            failure = _failure({"choices": orjson.loads(memoryview(choices))})
+            if failure is not None:
+                raise failure
+
     def _note_usage(self, usage: Raw) -> None:
         try:
             tokens = _tokens.decode(usage)

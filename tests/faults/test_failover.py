@@ -231,7 +231,7 @@ async def test_a_connection_gone_stale_costs_no_attempt() -> None:
 
 
 async def test_a_plain_answer_cut_short_is_a_502() -> None:
-    half = [Head(200, [JSON, ("content-length", "999")]), Send(b'{"id":"x"'), Fin()]
+    half: list[Step] = [Head(200, [JSON, ("content-length", "999")]), Send(b'{"id":"x"'), Fin()]
     async with Engine(half) as engine, serving(configured(engine.url)) as gateway:
         async with nothing_left(gateway, engine):
             answer = await ask(gateway.port, CHAT, stream=False)
@@ -241,7 +241,7 @@ async def test_a_plain_answer_cut_short_is_a_502() -> None:
 
 async def test_a_large_plain_answer_cut_short_is_cut_for_the_caller_too() -> None:
     head = Head(200, [JSON, ("content-length", str(9 << 20))])
-    half = [head, Send(b'{"object":"list","data":"' + b"x" * (3 << 20)), Rst()]
+    half: list[Step] = [head, Send(b'{"object":"list","data":"' + b"x" * (3 << 20)), Rst()]
     async with Engine(half) as engine, serving(configured(engine.url)) as gateway:
         async with nothing_left(gateway, engine), await Client.open(gateway.port) as client:
             asked = {"model": "tiny", "input": "hi"}

@@ -199,10 +199,12 @@ async def listening(addresses: str, log: Path, more: str = "") -> AsyncIterator[
                 yield addressed
 
 
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_unix_sockets_and_ipv6_are_served_like_any_other(
-    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path
-) -> None:
+Run = Callable[[Coroutine[Any, Any, None]], None]
+RUNS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+
+
+@RUNS
+def test_unix_sockets_and_ipv6_are_served_like_any_other(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
 
     async def check() -> None:
@@ -233,9 +235,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@RUNS
 def test_a_listener_with_a_certificate_speaks_tls(
-    run: Callable[[Coroutine[Any, Any, None]], None], certificate: tuple[Path, Path], tmp_path: Path
+    run: Run, certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
     cert, key = certificate
 

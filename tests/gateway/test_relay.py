@@ -264,6 +264,7 @@ def test_a_large_plain_answer_leaves_as_it_comes(plain: Stage, step: int) -> Non
     plain.data(*(body[n : n + step] for n in range(0, len(body), step)))
     assert plain.promised()
     assert (plain.caller.status, plain.caller.length) == (200, None)
+    assert plain.relay.first_event > 0
     plain.end()
     assert plain.sent == body.replace(b'"tiny"', orjson.dumps(NAME), 1)
     assert plain.translator.used() == Usage(prompt=7, exact=True)

@@ -73,17 +73,23 @@ def test_a_recorded_stream_passes_but_for_the_model(
         assert wire.used() == used(name)
 
 
-_slow = pytest.mark.slow
+#: Few of so many cases are quick; the others are cut at random below.
+QUICK = ["chat_stream_usage", "messages_stream"]
 
 
-@RECORDED
 @pytest.mark.parametrize(
-    ("end", "wants_usage"),
+    ("name", "end", "wants_usage"),
     [
-        pytest.param(b"\n", False, id="lf"),
-        pytest.param(b"\n", True, id="lf-asking", marks=_slow),
-        pytest.param(b"\r\n", False, id="crlf", marks=_slow),
-        pytest.param(b"\r", False, id="cr", marks=_slow),
+        pytest.param(
+            name,
+            LINE_ENDS[end],
+            asking,
+            id=f"{name}-{end}{'-asking' * asking}",
+            marks=[] if name in QUICK and end == "lf" else pytest.mark.slow,
+        )
+        for name in STREAMS
+        for end in LINE_ENDS
+        for asking in (False, True)
     ],
 )
 def test_a_cut_at_any_position_changes_nothing(name: str, end: bytes, wants_usage: bool) -> None:
@@ -96,7 +102,7 @@ def test_a_cut_at_any_position_changes_nothing(name: str, end: bytes, wants_usag
         assert wire.used() == used(name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(STREAMS), st.sampled_from(sorted(LINE_ENDS.values())), st.data())
 def test_any_pieces_give_the_same_answer(name: str, end: bytes, data: st.DataObject) -> None:
     stream = recorded(name).replace(b"\n", end)
@@ -106,7 +112,7 @@ def test_any_pieces_give_the_same_answer(name: str, end: bytes, data: st.DataObj
     assert wire.used() == used(name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(STREAMS), st.sampled_from(sorted(LINE_ENDS.values())), st.data())
 def test_a_heartbeat_between_any_two_runs_changes_no_event(
     name: str, end: bytes, data: st.DataObject
@@ -176,6 +182,7 @@ def test_a_text_that_looks_like_the_wire_is_only_text(make: type[Translator], te
         assert not wire.used().exact
 
 
+@settings(deadline=None)
 @given(st.text(), st.booleans())
 def test_any_text_passes_untouched(text: str, openai_dialect: bool) -> None:
     wire: Translator = chat() if openai_dialect else messages()
@@ -207,8 +214,15 @@ def test_a_restart_forgets_the_attempt_before() -> None:
     assert wire.done
     wire.restart()
     assert (wire.usage, wire.events, wire.done, wire.failed) == (Usage(), 0, False, None)
-    stream = recorded("chat_stream").replace(b"tiny", b"large")
-    assert b"large" not in b"".join(play(wire, [stream]))
+
+
+@pytest.mark.parametrize("name", ["chat_stream", "messages_stream"])
+def test_the_next_server_may_call_the_model_something_else(name: str) -> None:
+    wire = translator(name)
+    play(wire, [recorded(name)[:600]])
+    wire.restart()
+    told = b"".join(play(wire, [recorded(name).replace(b'"tiny"', b'"large"')]))
+    assert told == expected(name, wants_usage=False)
 
 
 def test_a_request_carries_what_was_checked_under_the_servers_name() -> None:
@@ -262,6 +276,12 @@ def test_a_large_plain_answer_is_renamed_at_its_head_and_counted_at_its_tail(
     assert told == plain(name).whole(body)
     if name != "count_tokens":  # it has no usage, and is never large
         assert wire.used() == PLAIN[name]
+
+
+def test_the_last_usage_of_a_tail_counts() -> None:
+    wire = chat(stream=False)
+    wire.closing(b'"parts":[{"usage":{"prompt_tokens":1}}],"usage": {"prompt_tokens":5,"x":{}}}')
+    assert wire.used() == Usage(prompt=5, exact=True)
 
 
 def test_a_tail_without_usage_leaves_it_unknown() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -70,7 +70,7 @@ BOUNDARIES: list[tuple[Check, Caps, object, object]] = [
     (
         caps.schema,
         Caps(),
-        [{}, [{}], "[[[[" * 40],
+        [{}, [{}], "[[[[" * 40] * 40,
         [[[[{"a": nested(SCHEMA_DEPTH - 4)}]]]],
     ),
     (caps.messages, Caps(messages=2), [{}, {}], [{}] * 3),
@@ -118,7 +118,7 @@ CHECKS: list[Check] = sorted({check for check, *_ in BOUNDARIES}, key=lambda che
 @pytest.mark.parametrize("check", [caps.choices, caps.logprobs, caps.prompts, caps.tools])
 def test_a_refusal_names_the_field_what_was_sent_and_the_cap(check: Check) -> None:
     allowed = Caps(n=1, logprobs=1, prompts=1, tools=1)
-    value = 7 if check in (caps.choices, caps.logprobs) else [{}] * 7
+    value: object = 7 if check in (caps.choices, caps.logprobs) else [{}] * 7
     message = refuse(check, value, allowed)
     assert " 7" in message
     assert message.endswith("is over this gateway's cap of 1.")
@@ -159,6 +159,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CHECKS), _json)
 def test_a_check_accepts_or_refuses_and_does_nothing_else(check: Check, value: object) -> None:
     assert judged(check, json.dumps(value).encode()) in JUDGED

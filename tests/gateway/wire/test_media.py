@@ -48,6 +48,7 @@ https://images.example.com\\@evil.org/a.png
 https://evil.org\\@images.example.com/a.png
 https://evil.org\\.images.example.com/a.png
 https:\\\\images.example.com/a.png
+https://images.example.com/\\@evil.org/a.png
 https:/images.example.com/a.png
 https:images.example.com/a.png
 https:///images.example.com/a.png
@@ -64,6 +65,8 @@ https://evil.org?images.example.com/a.png
 https://evil.org/images.example.com/a.png
 https://images.example.com./a.png
 https://.images.example.com/a.png
+https://evil.images.example.com/a.png
+https://evilcdn/a.png
 https://images.example.com%2eevil.org/a.png
 https://images.example.com%00.evil.org/a.png
 https://images.example.com%5c@evil.org/a.png
@@ -151,6 +154,12 @@ def test_an_allowed_host_is_fetched_over_https(url: str) -> None:
 
 def test_every_url_passes_where_urls_are_allowed() -> None:
     accept(message(picture("http://anywhere.example")), Caps(media=Media(urls="allow")))
+
+
+def test_hosts_narrow_what_is_allowed() -> None:
+    some = Caps(media=Media(urls="allow", hosts=("cdn",)))
+    accept(message(picture("https://cdn/a.png")), some)
+    refuse(message(picture("https://evil.example.com/a.png")), some)
 
 
 BAD = "http://169.254.169.254/"

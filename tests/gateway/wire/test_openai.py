@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
+from backends.errors import StreamFailed
 from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
 from gateway.terms import Ask, Usage
 from gateway.wire import openai
@@ -222,7 +223,9 @@ def test_the_end_is_seen_alone_and_behind_other_events(last: bytes) -> None:
         assert wire.done
 
 
-@pytest.mark.parametrize("last", [b"data: [DONE] x\n\n", b"x: [DONE]\n\n", b"data: x[DONE]\n\n"])
+@pytest.mark.parametrize(
+    "last", [b"data: [DONE] x\n\n", b"xdata: [DONE]\n\n", b"data: x[DONE]\n\n"]
+)
 def test_what_only_resembles_the_end_is_none(last: bytes) -> None:
     wire = chat()
     wire.feed(last)
@@ -259,3 +262,14 @@ def test_the_last_words_are_one_event_and_no_end(exc: Exception) -> None:
     assert kind == "message"
     assert json.loads(data) == openai.error_object(exc, "req_1")
     assert parse(openai.HEARTBEAT) == []
+
+
+def test_a_plain_answer_the_engine_gave_up_on_is_a_failure() -> None:
+    told = b'{"model":"m","choices":[{"index":0,"finish_reason":"abort","message":{}}]}'
+    with pytest.raises(StreamFailed):
+        chat().whole(told)
+
+
+def test_a_plain_answer_about_an_abort_is_a_good_one() -> None:
+    told = b'{"model":"m","choices":[{"finish_reason":"stop","message":{"content":"abort"}}]}'
+    assert b'"content":"abort"' in chat().whole(told)

@@ -1,0 +1,44 @@
+"""Chat: its two names for the output limit, and usage in its streams."""
+
+import orjson
+import pytest
+
+from gateway.endpoints.chat import Chat
+from gateway.errors import InvalidRequest
+from gateway.settings import Caps, MaxTokens
+from tests.gateway.endpoints import CAPS, route, upstream
+
+CAP = Caps(max_tokens=MaxTokens(cap=100))
+
+
+def test_both_names_of_the_limit_are_clamped() -> None:
+    body = upstream(Chat(), CAP, model="m", messages=[], max_tokens=500, max_completion_tokens=400)
+    assert (body["max_tokens"], body["max_completion_tokens"]) == (100, 100)
+
+
+def test_the_larger_of_two_limits_cannot_hide_behind_the_smaller() -> None:
+    refuse = Caps(max_tokens=MaxTokens(cap=100, over="refuse"))
+    with pytest.raises(InvalidRequest) as caught:
+        upstream(Chat(), refuse, model="m", messages=[], max_tokens=500, max_completion_tokens=1)
+    assert caught.value.param == "max_tokens"
+
+
+def test_the_cap_is_given_under_the_name_of_today() -> None:
+    body = upstream(Chat(), CAP, model="m", messages=[])
+    assert body["max_completion_tokens"] == 100
+    assert "max_tokens" not in body
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_usage_is_asked_for_only_of_servers_that_tell_it(asked: bool) -> None:
+    ask = Chat().read(orjson.dumps({"model": "m", "messages": [], "stream": True}))
+    wire = Chat().translator(ask, route(usage_in_streams=asked), CAPS)
+    assert (b"include_usage" in wire.request("upstream")) == asked
+
+
+def test_a_template_may_be_given_plain_arguments() -> None:
+    arguments = {"enable_thinking": False}
+    body = upstream(Chat(), model="m", messages=[], chat_template_kwargs=arguments)
+    assert body["chat_template_kwargs"] == arguments
+    with pytest.raises(InvalidRequest, match="chat_template"):
+        upstream(Chat(), model="m", messages=[], chat_template_kwargs={"chat_template": "x"})

@@ -1,0 +1,26 @@
+"""Completions: prompts in their four shapes, and usage in its streams."""
+
+import orjson
+import pytest
+
+from gateway.endpoints.completions import Completions
+from gateway.settings import Caps, MaxTokens
+from tests.gateway.endpoints import CAPS, route, upstream
+
+
+@pytest.mark.parametrize("prompt", ["x", ["x", "y"], [1, 2], [[1], [2]]])
+def test_a_prompt_passes_in_each_of_its_shapes(prompt: object) -> None:
+    assert upstream(Completions(), model="m", prompt=prompt)["prompt"] == prompt
+
+
+def test_the_cap_is_given_under_the_only_name_it_has() -> None:
+    body = upstream(Completions(), Caps(max_tokens=MaxTokens(cap=9)), model="m", prompt="x")
+    assert body["max_tokens"] == 9
+    assert "max_completion_tokens" not in body
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_usage_is_asked_for_only_of_servers_that_tell_it(asked: bool) -> None:
+    ask = Completions().read(orjson.dumps({"model": "m", "prompt": "x", "stream": True}))
+    wire = Completions().translator(ask, route(usage_in_streams=asked), CAPS)
+    assert (b"include_usage" in wire.request("upstream")) == asked

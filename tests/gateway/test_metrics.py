@@ -1,0 +1,188 @@
+"""Counts are right, labels are bounded, and Prometheus reads what comes out."""
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from backends.errors import BadAnswer, ConnectFailed
+from gateway.metrics import MOST_VALUES, OTHER, Histogram, Metrics, Names
+from gateway.route import Routes
+from gateway.terms import Record, Usage
+from tests.fakes.client import request
+from tests.fakes.engine import Engine
+from tests.fakes.gateway import HEADERS, configured, serving
+from tests.gateway.pools import pool, replica, route
+
+CHAT = "/v1/chat/completions"
+BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(text: bytes) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return samples(metrics.render()).get((name, frozenset(labels.items())))
+
+
+def metrics() -> Metrics:
+    made = Metrics(Routes({"llama": route(pool("llama", replica()))}))
+    made.models.learn(["llama"])
+    made.teams.learn(["search"])
+    return made
+
+
+def record(**more: Any) -> Record:
+    given = {"model": "llama", "team": "search", "status": 200, "attempts": 1, **more}
+    return Record("req_1", CHAT, 100.0, **given)
+
+
+def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
+    told = metrics()
+    used = Usage(prompt=10, cached=4, completion=7, exact=True)
+    told.close(record(first_event=100.2, usage=used, dropped_fields=2), 1.5)
+    told.close(record(first_event=100.4, usage=used), 0.5)
+    labels = {"endpoint": CHAT, "model": "llama"}
+    requests = {**labels, "team": "search", "status": "200"}
+    assert value(told, "fairgate_requests_total", **requests) == 2
+    assert value(told, "fairgate_request_seconds_count", **labels) == 2
+    assert value(told, "fairgate_request_seconds_sum", **labels) == pytest.approx(2.0)
+    first = value(told, "fairgate_time_to_first_event_seconds_sum", **labels)
+    assert first == pytest.approx(0.6)
+    for direction, tokens in (("prompt", 20), ("cached", 8), ("completion", 14)):
+        of = {"model": "llama", "team": "search", "direction": direction}
+        assert value(told, "fairgate_tokens_total", **of) == tokens
+    assert value(told, "fairgate_unknown_fields_total") == 2
+
+
+def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> None:
+    told = metrics()
+    told.close(record(status=502, outcome="upstream_failed"), 0.1)
+    names = {name for name, _ in samples(told.render())}
+    assert not [name for name in names if "first_event" in name or "tokens" in name]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [
+        (0.0, "0.005"),
+        (0.005, "0.005"),
+        (0.0051, "0.01"),
+        (1.0, "1.0"),
+        (600.0, "600.0"),
+        (601.0, "+Inf"),
+    ],
+)
+def test_a_time_falls_in_the_first_bucket_that_holds_it(seconds: float, bucket: float) -> None:
+    histogram = Histogram()
+    histogram.observe(seconds)
+    first = next(bound for bound, count in histogram.buckets() if count)
+    assert float(first) == bucket
+
+
+def test_buckets_add_up() -> None:
+    histogram = Histogram()
+    for seconds in (0.001, 0.3, 0.3, 1000.0):
+        histogram.observe(seconds)
+    counts = [count for _, count in histogram.buckets()]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 4)
+    assert histogram.sum == pytest.approx(1000.601)
+
+
+def test_names_nobody_configured_become_other() -> None:
+    told = metrics()
+    told.close(record(model="made-up", team="made-up"), 0.1)
+    told.close(record(model="", team="", status=401), 0.1)
+    for status in ("200", "401"):
+        labels = {"endpoint": CHAT, "model": OTHER, "team": OTHER, "status": status}
+        assert value(told, "fairgate_requests_total", **labels) == 1
+
+
+def test_at_most_256_names_are_told_apart() -> None:
+    names = Names(f"m{n}" for n in range(MOST_VALUES + 10))
+    assert (names["m0"], names["m255"], names["m256"]) == ("m0", "m255", OTHER)
+    names.learn(["m0", "late"])
+    assert (names["m0"], names["late"]) == ("m0", OTHER)
+    assert MOST_VALUES == 256
+
+
+def test_no_label_grows_past_256_values_however_many_pools_there_are() -> None:
+    names = [f"m{n}" for n in range(300)]
+    told = Metrics(Routes({name: route(pool(name, replica(f"http://{name}"))) for name in names}))
+    told.models.learn(names)
+    for name in names:
+        told.close(record(model=name), 0.1)
+        told.retried(name, "connect")
+        told.attempt_failed(name, replica(), ConnectFailed("x"))
+    models: dict[str, set[str]] = {}
+    for name, labels in samples(told.render()):
+        models.setdefault(name, set()).update(v for n, v in labels if n == "model")
+    assert models["fairgate_requests_total"] == {*names[:256], OTHER}
+    assert {name: len(seen) for name, seen in models.items() if len(seen) > 257} == {}
+
+
+def test_failures_and_second_tries_are_counted_by_their_reason() -> None:
+    told = metrics()
+    told.attempt_failed("llama", replica(), BadAnswer("x"))
+    told.attempt_failed("llama", replica(), ConnectFailed("x"))
+    told.retried("llama", "connect")
+    of = {"model": "llama"}
+    assert value(told, "fairgate_stream_failures_total", **of, reason="bad_answer") == 1
+    assert value(told, "fairgate_stream_failures_total", **of, reason="connect") == 1
+    assert value(told, "fairgate_retries_total", **of, reason="connect") == 1
+
+
+def test_an_abort_is_counted_only_where_an_engine_was_at_work() -> None:
+    told = metrics()
+    gone = {"outcome": "client_gone", "status": 499}
+    told.close(record(**gone, attempts=0), 0.1)
+    told.close(record(**gone), 0.1)
+    told.close(record(**gone, first_event=100.1), 0.1)
+    told.close(record(**gone, first_event=100.1), 0.1)
+    told.close(record(first_event=100.1), 0.1)
+    assert value(told, "fairgate_upstream_aborts_total", phase="waiting") == 1
+    assert value(told, "fairgate_upstream_aborts_total", phase="streaming") == 2
+
+
+def test_replicas_are_told_as_they_are_now() -> None:
+    busy, down = replica("http://gpu1:8000"), replica("http://gpu2:8000")
+    told = Metrics(Routes({"llama": route(pool("llama", busy, down))}))
+    busy.in_flight, down.last_error = 3, "refused"
+    of = {"model": "llama"}
+    assert value(told, "fairgate_in_flight", **of, replica=busy.url) == 3
+    assert value(told, "fairgate_replica_up", **of, replica=busy.url) == 1
+    assert value(told, "fairgate_replica_up", **of, replica=down.url) == 0
+    told.loop_lag, told.log_lines_dropped = 0.25, 4
+    assert value(told, "fairgate_event_loop_lag_seconds") == 0.25
+    assert value(told, "fairgate_log_lines_dropped_total") == 4
+
+
+def test_names_with_quotes_and_line_ends_do_not_break_the_text() -> None:
+    name = 'a"b\\c\nd'
+    told = Metrics(Routes({}))
+    told.models.learn([name])
+    told.close(record(model=name), 0.1)
+    labels = {"endpoint": CHAT, "model": name, "team": OTHER, "status": "200"}
+    assert value(told, "fairgate_requests_total", **labels) == 1
+
+
+async def test_a_request_through_the_gateway_is_counted_once() -> None:
+    async with Engine() as engine, serving(configured(engine.url)) as gateway:
+        for headers in (HEADERS, HEADERS, [("content-type", "application/json")]):
+            await request(gateway.port, "POST", CHAT, headers, BODY)
+        await gateway.logged(3)
+        told = samples((await request(gateway.admin_port, "GET", "/metrics")).body)
+    counted = {labels: v for (name, labels), v in told.items() if name == "fairgate_requests_total"}
+    ours = {"endpoint": CHAT, "model": "tiny", "team": "search", "status": "200"}
+    refused = {"endpoint": CHAT, "model": OTHER, "team": OTHER, "status": "401"}
+    assert counted == {frozenset(ours.items()): 2, frozenset(refused.items()): 1}
+    up = frozenset({"model": "tiny", "replica": engine.url}.items())
+    assert told["fairgate_replica_up", up] == 1
+    assert told["fairgate_in_flight", up] == 0
