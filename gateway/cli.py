@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import secrets
 import sys
+import tempfile
 
 import click
 import orjson
@@ -18,6 +20,7 @@ from gateway import up as starting
 from gateway import worker
 from gateway.logs import set_up_diagnostics
 from gateway.settings import Config, Key, Team
+from gateway.units import label
 
 _USAGE, _CANNOT_START = 2, 3
 
@@ -198,9 +201,16 @@ def keys() -> None:
     """Make keys."""
 
 
+def _label(context: click.Context, option: click.Parameter, given: str) -> str:
+    try:
+        return label(given)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 @keys.command("new")
-@click.option("--name", required=True, help="Who or what uses it; shown in logs.")
-@click.option("--team", required=True, help="The team whose limits it shares.")
+@click.option("--name", required=True, callback=_label, help="Who or what uses it, for the log.")
+@click.option("--team", required=True, callback=_label, help="The team whose limits it shares.")
 def keys_new(name: str, team: str) -> None:
     """Make a key, print it once, and the lines for the configuration file.
 
@@ -228,23 +238,26 @@ def kept_secret() -> str:
     """The secret of this user's gateways, kept in a file that only they may read."""
     state = launch.state_folder(os.environ)
     path = state / "secret"
+    made = secrets.token_urlsafe(32)
     try:
         state.mkdir(parents=True, exist_ok=True)
-        made = secrets.token_urlsafe(32)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(made)
-        return made
-    except FileExistsError:
-        return path.read_text().strip()
+        with tempfile.NamedTemporaryFile("w", dir=state) as draft:  # made with 0600
+            draft.write(made)
+            draft.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(draft.name, path)  # whole or not at all, and never over another's
+        return path.read_text().strip() or made
     except OSError as exc:
         logging.getLogger("fairgate").warning(
             "%s cannot be kept (%s): prefix caches start cold at each start", path, exc.strerror
         )
-        return secrets.token_urlsafe(32)
+        return made
 
 
 def _yaml(text: str) -> str:
-    return text if text.replace("-", "").replace("_", "").isalnum() else orjson.dumps(text).decode()
+    """A name as the configuration reads it back."""
+    plain = text.replace("-", "").replace("_", "").isalnum() and text.lower() != "null"
+    return text if plain else orjson.dumps(text.replace("$", "$$")).decode()
 
 
 def _fail(status: int, message: str) -> None:

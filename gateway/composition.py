@@ -52,6 +52,7 @@ class Composition:
         for name, model in config.models.items():
             replicas = [self._replica(settings) for settings in model.replicas]
             self._add(name, model, replicas)
+        self._configured = frozenset(self.routes.table)
         self.gateway = Gateway(
             config=config,
             keys=ConfiguredKeys(principals(config)),
@@ -66,7 +67,6 @@ class Composition:
     async def learn(self, asked: Callable[[], None]) -> None:
         """Ask every server what it is until each has answered; `asked` after the first round."""
         unnamed = [self._replica(settings) for settings in self.config.backends]
-        pools = {id(r): pool for pool in self.routes.pools() for r in pool.replicas}
         waiting = {r.url: r for r in (*unnamed, *self._replicas.values())}
         told: set[str] = set()
         while waiting:
@@ -77,8 +77,8 @@ class Composition:
                 del waiting[replica.url]
                 if replica in unnamed:
                     self._discovered(replica, served)
-                elif id(replica) in pools:
-                    self._length(pools[id(replica)], served)
+                else:
+                    self._length(replica, served)
             asked()
             if waiting:
                 await asyncio.sleep(_ASK_AGAIN)
@@ -102,19 +102,21 @@ class Composition:
 
     def _discovered(self, replica: Replica, served: Iterable[discovery.Served]) -> None:
         for model in served:
+            if model.name in self._configured:
+                continue  # its caps and servers are those of the configuration
             known = self.routes.table.get(model.name)
             replicas = [*known.pool.replicas, replica] if known else [replica]
             settings = Model(timeouts=self.config.timeouts, request=self.config.request)
-            self._add(model.name, settings, replicas, model.max_model_len)
+            length = _shortest(model.max_model_len, known.max_model_len if known else None)
+            self._add(model.name, settings, replicas, length)
 
-    def _length(self, pool: Pool, served: Sequence[discovery.Served]) -> None:
+    def _length(self, replica: Replica, served: Sequence[discovery.Served]) -> None:
         for name, route in list(self.routes.table.items()):
-            if route.pool is not pool:
+            if replica not in route.pool.replicas:
                 continue
             lengths = [s.max_model_len for s in served if s.name == route.upstream_model]
-            if lengths and lengths[0] is not None:
-                shortest = min(lengths[0], route.max_model_len or lengths[0])
-                self.routes.table[name] = replace(route, max_model_len=shortest)
+            shortest = _shortest(route.max_model_len, *lengths)
+            self.routes.table[name] = replace(route, max_model_len=shortest)
 
     def _add(
         self, name: str, model: Model, replicas: Sequence[Replica], length: int | None = None
@@ -168,6 +170,10 @@ def principals(config: Config) -> dict[bytes, Principal]:
             expires=key.expires.timestamp() if key.expires else None,
         )
     return known
+
+
+def _shortest(*lengths: int | None) -> int | None:
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _tls(settings: ReplicaSettings) -> ssl.SSLContext | None:

@@ -34,6 +34,7 @@ logger = logging.getLogger("fairgate")
 #: Descriptors left for logs, listeners, the admin port and libraries.
 _SPARE_DESCRIPTORS = 64
 _LAG_EVERY = 0.5
+_BACKLOG = 2048
 _FAREWELL = 1.0
 
 
@@ -213,7 +214,7 @@ def _settings(app: Any, **more: Any) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=2048,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=None,
         **more,
     )
@@ -272,6 +273,7 @@ def _bound(address: Address, held: contextlib.ExitStack) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host, address.port or 0))
+        sock.listen(_BACKLOG)  # bound alone, another could bind and listen first
         sock.setblocking(False)
         return sock
     except OSError as exc:
@@ -288,6 +290,7 @@ def _unix(path: str, held: contextlib.ExitStack) -> socket.socket:
         os.unlink(path)  # left by a process that is gone
     sock.bind(path)
     held.callback(Path(path).unlink, missing_ok=True)
+    sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
 

@@ -110,6 +110,19 @@ async def test_a_failure_is_tried_once_on_another_replica(
     assert at_rest(pool)
 
 
+async def test_a_replica_that_serves_again_is_not_told_as_failed(
+    engines: list[Engine], transport: Transport
+) -> None:
+    whole, engines[0].script = engines[0].script, refusal(500)
+    pool, _ = pool_of(engines[:1], transport)
+    with pytest.raises(BackendError):
+        await sent(pool, Judging())
+    assert pool.replicas[0].last_error
+    engines[0].script = whole
+    await sent(pool, Judging())
+    assert pool.replicas[0].last_error is None
+
+
 async def test_two_failures_are_enough(engines: list[Engine], transport: Transport) -> None:
     for engine in engines:
         engine.script = refusal(500)

@@ -8,6 +8,7 @@ next number of `after` bytes, and then its connection is reset or closed.
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable
@@ -41,6 +42,8 @@ class Cutting:
         for flow in self._flows:
             flow.cancel()
         await asyncio.gather(*self._flows, return_exceptions=True)
+        # The transports that were closed let go of their sockets one turn of the loop later.
+        await asyncio.sleep(0)
 
     @property
     def url(self) -> str:
@@ -61,15 +64,15 @@ class Cutting:
 
     async def _flow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        asking = asyncio.create_task(_pass(reader, back))
-        answering = asyncio.create_task(self._answer(there, writer))
-        try:
-            await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            asking.cancel()
-            answering.cancel()
-            await asyncio.gather(asking, answering, return_exceptions=True)
-            back.close()
+        with contextlib.closing(back):
+            asking = asyncio.create_task(_pass(reader, back))
+            answering = asyncio.create_task(self._answer(there, writer))
+            try:
+                await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                asking.cancel()
+                answering.cancel()
+                await asyncio.gather(asking, answering, return_exceptions=True)
 
     async def _answer(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen = bytearray()

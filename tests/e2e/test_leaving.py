@@ -54,8 +54,14 @@ async def test_it_stops_on_every_path_that_generates(
     await chat_engine.until_idle(LONG)
     completion = {**_long(tokens, stream=True), "prompt": "Once upon"}
     del completion["messages"]
-    # Messages know no `ignore_eos`: another token than the end, then, for as long as it takes.
-    message = {"model": CHAT, "messages": PROMPT, "max_tokens": tokens, "stream": True}
+    # It knows no `ignore_eos`; its likeliest tokens are not the end.
+    message = {
+        "model": CHAT,
+        "messages": PROMPT,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+    }
     await _leave(gateway, chat_engine, [(COMPLETE, completion), (MESSAGE, message)], "fin")
 
 

@@ -134,6 +134,8 @@ async def _serve(block: Block, engines: Engines, folder: Path) -> None:
     for port, free in zip((8080, 9464), free_ports(2), strict=True):
         config = config.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free}")
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free}")
+    if "--listen" not in text:
+        text = text.replace("fairgate serve", "fairgate serve --listen 127.0.0.1:0")
     (folder / "fairgate.yaml").write_text(config)
     said = folder / "said"
     with said.open("wb") as file:

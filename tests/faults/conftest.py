@@ -1,4 +1,4 @@
-"""What holds for every fault: the product's own event loop, and no exception nobody caught."""
+"""For faults: the product's own event loop, and a check that no exception went uncaught."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 async def no_traceback(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     caught: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: caught.append(context))

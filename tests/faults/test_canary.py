@@ -204,6 +204,19 @@ async def test_a_fault_at_any_stage_tells_no_secret_and_holds_nothing(
     is_silent(text + diagnostics.getvalue())
 
 
+async def test_a_task_that_fails_unseen_tells_no_secret(diagnostics: io.StringIO) -> None:
+    async def fail() -> None:
+        broken()
+
+    async with Engine() as engine, serving(configured(engine.url, key=KEY)):
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    assert "never retrieved: RuntimeError at test_canary" in diagnostics.getvalue()
+    is_silent(diagnostics.getvalue())
+
+
 def _series(page: bytes) -> set[str]:
     lines = page.decode().splitlines()
     return {line.rpartition(" ")[0] for line in lines if line and not line.startswith("#")}

@@ -25,7 +25,9 @@ from tests.faults.asking import CHAT, MESSAGES, body, error, events, heard, noth
 
 Ending = Literal["leaves", "ended"]
 ENDINGS: tuple[Ending, ...] = ("leaves", "ended")
-PATHS = (CHAT, MESSAGES)
+PATHS = (CHAT, pytest.param(MESSAGES, marks=pytest.mark.slow))
+
+pytestmark = pytest.mark.usefixtures("no_traceback")
 
 
 @dataclass

@@ -21,6 +21,8 @@ from tests.fakes.gateway import HEADERS, Command, configured
 from tests.fakes.script import Chunk, EndChunks, Hang, Step, Wait, stream
 from tests.faults.asking import CHAT, MESSAGES, PATHS, Heard, ask, body, error, events, heard
 
+pytestmark = pytest.mark.usefixtures("no_traceback")
+
 SLOW_ENGINE: list[Step] = [*stream(events(CHAT)[:1], end=False), Hang()]
 
 
@@ -98,7 +100,7 @@ async def test_streams_under_way_are_served_to_the_end(engine: Engine, tmp_path:
         assert b"Traceback" not in command.err
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@pytest.mark.parametrize("path", [CHAT, pytest.param(MESSAGES, marks=pytest.mark.slow)])
 async def test_at_the_deadline_streams_end_with_an_error(
     engine: Engine, tmp_path: Path, path: str
 ) -> None:
@@ -118,6 +120,7 @@ async def test_at_the_deadline_streams_end_with_an_error(
     assert len(engine.aborts) == 1
 
 
+@pytest.mark.slow
 async def test_at_the_deadline_who_was_told_nothing_is_refused(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ async def test_at_the_deadline_who_was_told_nothing_is_refused(
         assert await command.ended(5) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_it_within_two_seconds(
     engine: Engine, tmp_path: Path, number: signal.Signals
@@ -155,6 +159,7 @@ async def test_a_second_signal_ends_it_within_two_seconds(
         client.close()
 
 
+@pytest.mark.slow
 async def test_a_caller_that_does_not_read_does_not_hold_up_the_end(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -198,6 +203,7 @@ class Started(Command):
             self.err += piece
 
 
+@pytest.mark.slow
 async def test_a_log_that_nobody_reads_delays_nothing(
     engine: Engine, tmp_path: Path, fairgate: str
 ) -> None:
@@ -234,6 +240,7 @@ def many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("more", ["", "bounds: {connections: 10000}\n"], ids=["own", "too-many"])
 async def test_running_out_of_descriptors_passes(

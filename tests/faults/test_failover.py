@@ -28,6 +28,8 @@ from tests.fakes.script import (
 )
 from tests.faults.asking import CHAT, MESSAGES, PATHS, ask, body, error, events, heard, nothing_left
 
+pytestmark = pytest.mark.usefixtures("no_traceback")
+
 OPEN = stream([], end=False)
 OPENAI_ERROR = b'data: {"error":{"message":"secret place","type":"E","param":null,"code":%d}}\n\n'
 ANTHROPIC_ERROR = (
@@ -59,10 +61,14 @@ BEFORE: dict[str, list[Step]] = {
 }
 
 
+def _timeouts(fault: str) -> str:
+    """Only what nothing but a timer finds gets a short one: a busy machine must not be at fault."""
+    return f"{{first_event: {'200ms' if 'silence' in fault else '10s'}, lame_duck: 0}}"
+
+
 @pytest.mark.parametrize("fault", BEFORE)
 async def test_another_replica_takes_over_while_nothing_was_promised(fault: str) -> None:
-    # Shorter than the harness's timers: two of the faults are found by one only.
-    timeouts = "{first_event: 200ms, lame_duck: 0}"
+    timeouts = _timeouts(fault)
     async with Engine(BEFORE[fault]) as bad, Engine() as good:
         text = configured(bad.url, good.url, model="policy: round_robin", timeouts=timeouts)
         async with serving(text) as gateway, nothing_left(gateway, bad, good):
@@ -77,9 +83,10 @@ async def test_another_replica_takes_over_while_nothing_was_promised(fault: str)
             assert sum(gateway.worker.composition.metrics.retries.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BEFORE)
 async def test_two_replicas_that_fail_are_told_once_and_no_third_is_asked(fault: str) -> None:
-    timeouts = "{first_event: 200ms, lame_duck: 0}"
+    timeouts = _timeouts(fault)
     async with Engine(BEFORE[fault]) as a, Engine(BEFORE[fault]) as b, Engine(BEFORE[fault]) as c:
         text = configured(a.url, b.url, c.url, timeouts=timeouts)
         async with serving(text) as gateway, nothing_left(gateway, a, b, c):
@@ -94,8 +101,8 @@ async def test_two_replicas_that_fail_are_told_once_and_no_third_is_asked(fault:
             assert (await gateway.logged(1))[0]["attempts"] == 2
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("status", [400, 404, 422])
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@pytest.mark.parametrize("status", [400, 404])
 async def test_a_request_that_is_at_fault_is_asked_of_one_replica_only(
     path: str, status: int
 ) -> None:

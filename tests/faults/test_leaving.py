@@ -18,6 +18,8 @@ from tests.fakes.gateway import HEADERS, Serving, configured, serving, until
 from tests.fakes.script import JSON, Chunk, Fin, Hang, Head, Received, Send, Sleep, Step, stream
 from tests.faults.asking import CHAT, MESSAGES, PATHS, body, events, nothing_left
 
+pytestmark = pytest.mark.usefixtures("no_traceback")
+
 #: What is asked of it: 250 ms. What a busy machine may take and the test still pass: a second.
 DEADLINE = 1.0
 
@@ -90,8 +92,9 @@ class Leaving:
         return took
 
 
-async def played(cases: dict[str, Leaving]) -> float:
+async def played(leaving: Iterable[Leaving]) -> float:
     """Play all of them at once; the longest that an engine was kept."""
+    cases = {f"mark-{number:03}": case for number, case in enumerate(leaving)}
 
     def answer(request: Received) -> Iterable[Step] | None:
         if request.method != "POST":
@@ -111,27 +114,20 @@ async def played(cases: dict[str, Leaving]) -> float:
     return max(took)
 
 
-@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("state", STATES)
-async def test_a_caller_of_a_stream_that_leaves_frees_the_engine(state: State, how: How) -> None:
-    cases = {f"mark-{n}": Leaving(path, state, how) for n, path in enumerate(PATHS)}
+async def test_a_caller_of_a_stream_that_leaves_frees_the_engine(state: State) -> None:
+    cases = [Leaving(path, state, how) for path, how in product(PATHS, HOWS)]
     assert await played(cases) < DEADLINE
 
 
-@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("state", ["unanswered", "half"])
-async def test_a_caller_of_a_plain_answer_that_leaves_frees_the_engine(
-    state: State, how: How
-) -> None:
-    cases = {f"mark-{n}": Leaving(path, state, how, stream=False) for n, path in enumerate(PATHS)}
+async def test_a_caller_of_a_plain_answer_that_leaves_frees_the_engine(state: State) -> None:
+    cases = [Leaving(path, state, how, stream=False) for path, how in product(PATHS, HOWS)]
     assert await played(cases) < DEADLINE
 
 
-@pytest.mark.parametrize("how", HOWS)
-async def test_a_request_sent_ahead_does_not_hide_that_its_caller_left(how: How) -> None:
-    cases = {
-        f"mark-{n}": Leaving(CHAT, state, how, pipelined=True) for n, state in enumerate(STATES)
-    }
+async def test_a_request_sent_ahead_does_not_hide_that_its_caller_left() -> None:
+    cases = [Leaving(CHAT, state, how, pipelined=True) for state, how in product(STATES, HOWS)]
     assert await played(cases) < DEADLINE
 
 
@@ -144,8 +140,7 @@ async def test_two_hundred_that_leave_at_once_free_every_engine() -> None:
         )
         if streamed or state in ("unanswered", "half")
     ]
-    cases = {f"mark-{n:03}": dice.choice(kinds) for n in range(200)}
-    worst = await played(cases)
+    worst = await played([dice.choice(kinds) for _ in range(200)])
     print(f"200 callers left at once: the last engine was free after {worst * 1000:.0f} ms")
     assert worst < DEADLINE
 
@@ -167,20 +162,20 @@ async def deaf() -> AsyncIterator[str]:
             sock.close()
 
 
-@pytest.mark.parametrize("how", HOWS)
-async def test_leaving_while_the_engine_is_connected_to_gives_it_up(deaf: str, how: How) -> None:
+async def test_leaving_while_the_engine_is_connected_to_gives_it_up(deaf: str) -> None:
     timeouts = "{connect: 1s, lame_duck: 0}"
     async with serving(configured(deaf, timeouts=timeouts)) as gateway:
-        known = gateway.upstream_connections  # discovery is connecting as well
-        client = await Client.open(gateway.port)
-        await client.post(CHAT, body(CHAT), HEADERS)
-        await until(lambda: gateway.upstream_connections == known + 1)
-        leave(client, how)
-        await until(lambda: gateway.upstream_connections == known, DEADLINE)
-        await gateway.until_quiet(DEADLINE)
-        (line,) = await gateway.logged(1)
-        assert line["outcome"] == "client_gone"
-        client.close()
+        for turn, how in enumerate(HOWS):
+            await until(lambda: gateway.upstream_connections == 0)  # discovery tries as well
+            client = await Client.open(gateway.port)
+            await client.post(CHAT, body(CHAT), HEADERS)
+            await until(lambda: gateway.in_flight > 0)
+            leave(client, how)
+            await gateway.until_quiet(DEADLINE)
+            line = (await gateway.logged(turn + 1))[turn]
+            assert line["outcome"] == "client_gone"
+            client.close()
+        await until(lambda: gateway.upstream_connections == 0)
 
 
 @pytest.mark.parametrize("how", HOWS)

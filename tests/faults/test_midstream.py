@@ -28,6 +28,8 @@ from tests.faults.asking import (
     sockets,
 )
 
+pytestmark = pytest.mark.usefixtures("no_traceback")
+
 _AT_ONCE = 50
 _ENDS: dict[str, Step] = {"rst": Rst(), "fin": Fin(), "end": EndChunks()}
 

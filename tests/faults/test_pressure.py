@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.client import Client
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, Command, configured, serving
@@ -15,6 +17,8 @@ from tests.faults.asking import CHAT, body, nothing_left
 
 EVENT = b'data: {"choices":[{"delta":{"content":"' + b"x" * 65_000 + b'"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+pytestmark = pytest.mark.usefixtures("no_traceback")
+
 #: What the sockets of both connections may hold between them, at the kernel's largest.
 BUFFERS = 24 << 20
 
@@ -61,6 +65,7 @@ async def test_a_caller_that_does_not_read_stops_the_engine() -> None:
                 await engine.until(lambda: bool(engine.aborts), 1)
 
 
+@pytest.mark.slow
 async def test_callers_that_do_not_read_cost_little_memory(tmp_path: Path) -> None:
     file = tmp_path / "fairgate.yaml"
     callers = 40
@@ -110,6 +115,7 @@ async def test_a_caller_that_reads_again_in_time_loses_nothing() -> None:
             assert line["outcome"] == "ok"
 
 
+@pytest.mark.slow
 async def test_a_large_plain_answer_waits_for_its_reader() -> None:
     text = b'{"object":"list","model":"tiny","data":"' + b"x" * (40 << 20) + b'"}'
     head = Head(200, [JSON, ("content-length", str(len(text)))])

@@ -91,9 +91,10 @@ async def test_a_body_that_does_not_come_is_a_408() -> None:
 
 async def test_slow_callers_do_not_hold_up_the_others() -> None:
     async with door(timers=TIMERS) as (gateway, _), contextlib.AsyncExitStack() as held:
-        slow = [await held.enter_async_context(await Client.open(gateway.port)) for _ in range(300)]
-        for at, client in enumerate(slow):
-            await client.send(GOOD[: 1 + at % (len(GOOD) - 1)])
+        slow = []
+        for at in range(300):
+            slow.append(await held.enter_async_context(await Client.open(gateway.port)))
+            await slow[-1].send(GOOD[: 1 + at % (len(GOOD) - 1)])
         for _ in range(20):
             answer = await request(gateway.port, "POST", CHAT, HEADERS, BODY)
             assert answer.status == 200

@@ -1,5 +1,6 @@
 """Counts are right, labels are bounded, and Prometheus reads what comes out."""
 
+import math
 from typing import Any
 
 import pytest
@@ -71,12 +72,12 @@ def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> N
 @pytest.mark.parametrize(
     ("seconds", "bucket"),
     [
-        (0.0, "0.005"),
-        (0.005, "0.005"),
-        (0.0051, "0.01"),
-        (1.0, "1.0"),
-        (600.0, "600.0"),
-        (601.0, "+Inf"),
+        (0.0, 0.005),
+        (0.005, 0.005),
+        (0.0051, 0.01),
+        (1.0, 1.0),
+        (600.0, 600.0),
+        (601.0, math.inf),
     ],
 )
 def test_a_time_falls_in_the_first_bucket_that_holds_it(seconds: float, bucket: float) -> None:

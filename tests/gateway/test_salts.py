@@ -62,6 +62,13 @@ def test_nothing_is_salted_where_it_is_not_wanted_or_not_understood() -> None:
     assert salt(ANN, kind="openai") is None
 
 
+def test_what_a_team_is_given_goes_over_the_models_own() -> None:
+    of = pool("llama", replica())
+    told = route(of, caps_by_team={"search": Caps(isolate_prefix_cache="off")})
+    assert Salts("s").of(ANN, told, CHAT) is None
+    assert Salts("s").of(EVE, told, CHAT)
+
+
 def test_a_server_without_the_field_is_warned_of_once_a_pool(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -91,7 +91,7 @@ def noun_in(wanted: Any) -> type[Settings] | None:
 
 
 def setting_exists(path: list[str]) -> bool:
-    """`bounds.bodies`, `keys.expires`: the place in a list or the name in a dictionary is left out."""
+    """`bounds.bodies`, `keys.expires`: an entry's place or name is left out."""
     noun: type[Settings] | None = Config
     for name in path:
         types = {field.name: field.type for field in msgspec.structs.fields(noun)} if noun else {}
