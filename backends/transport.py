@@ -8,38 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, cast
-
-import httptools
+from typing import Any
 
 from backends.base import Headers, Origin, Replica, Sink
-from backends.errors import (
-    BackendError,
-    BadAnswer,
-    ConnectFailed,
-    ConnectionBroken,
-    UpstreamTimeout,
-)
-
-_FRAMING = (b"content-length", b"transfer-encoding")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Timers in seconds and caps in bytes."""
-
-    connect: float = 1.0
-    tls: float = 5.0
-    #: vLLM closes an idle connection after 5 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`): be earlier.
-    idle: float = 4.0
-    #: A reused connection that dies before a byte came back was closed by the server while it was
-    #: idle, unless the request had been there for so long that the server may have begun it.
-    stale_within: float = 1.0
-    header: int = 64 * 1024
-    header_fields: int = 200
+from backends.connection import Connection, Limits, tune
+from backends.errors import BackendError, BadAnswer, ConnectFailed, UpstreamTimeout
 
 
 class Transport:
@@ -54,17 +28,17 @@ class Transport:
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._all: set[Connection] = set()
-        self._connecting: dict[asyncio.Task[None], Exchange] = {}
+        self._connecting: dict[asyncio.Task[None], Transfer] = {}
 
-    def send(self, replica: Replica, request: bytes, sink: Sink) -> Exchange:
+    def send(self, replica: Replica, request: bytes, sink: Sink) -> Transfer:
         """Start one request; everything that follows is told to `sink`.
 
-        `request` is a whole HTTP request. Its exchange's `done` is set after the sink's last call.
+        `request` is a whole HTTP request. Its transfer's `done` is set after the sink's last call.
         """
-        exchange = Exchange(self, replica.origin, request, sink)
-        sink.begin(exchange, replica)
-        exchange.launch()
-        return exchange
+        transfer = Transfer(self, replica.origin, request, sink)
+        sink.begin(transfer, replica)
+        transfer.launch()
+        return transfer
 
     async def fetch(
         self, replica: Replica, request: bytes, *, limit: int, timeout: float
@@ -74,26 +48,26 @@ class Transport:
         Raises BackendError, UpstreamTimeout after `timeout` seconds among them.
         """
         answer = Collected(limit)
-        exchange = self.send(replica, request, answer)
+        transfer = self.send(replica, request, answer)
         try:
             async with asyncio.timeout(timeout):
-                await exchange.done
+                await transfer.done
         except TimeoutError:
             raise UpstreamTimeout(f"no answer within {timeout:g} s") from None
         finally:
-            exchange.close()
+            transfer.close()
         if answer.failure is not None:
             raise answer.failure
         return answer.status, b"".join(answer.pieces)
 
     async def close(self) -> None:
-        """Close every connection; exchanges still under way are broken off."""
+        """Close every connection; transfers still under way are broken off."""
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
         connecting = dict(self._connecting)
-        for exchange in connecting.values():
-            exchange.fail(ConnectFailed(f"{exchange.origin}: given up"))
+        for transfer in connecting.values():
+            transfer.fail(ConnectFailed(f"{transfer.origin}: given up"))
         for connection in list(self._all):
             connection.break_off()
         if connecting:
@@ -143,14 +117,14 @@ class Transport:
             if not idle:
                 del self._idle[connection.origin]
 
-    def connect(self, exchange: Exchange) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._connect(exchange))
-        self._connecting[task] = exchange
+    def connect(self, transfer: Transfer) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._connect(transfer))
+        self._connecting[task] = transfer
         task.add_done_callback(self._connecting.pop)
         return task
 
-    async def _connect(self, exchange: Exchange) -> None:
-        origin = exchange.origin
+    async def _connect(self, transfer: Transfer) -> None:
+        origin = transfer.origin
         loop = asyncio.get_running_loop()
         connection = Connection(self, origin, loop)
         self._all.add(connection)
@@ -159,7 +133,7 @@ class Transport:
                 transport, _ = await loop.create_connection(
                     lambda: connection, origin.host, origin.port
                 )
-            _tune(transport.get_extra_info("socket"))
+            tune(transport.get_extra_info("socket"))
             if origin.tls is not None:
                 async with asyncio.timeout(self.limits.tls):
                     secured = await loop.start_tls(
@@ -172,16 +146,16 @@ class Transport:
             raise
         except TimeoutError:
             connection.abort()
-            exchange.broken(ConnectFailed(f"{origin}: no connection in time"))
+            transfer.broken(ConnectFailed(f"{origin}: no connection in time"))
         except (OSError, UnicodeError) as exc:
             # Refused, unreachable, no such name, one that cannot be a name, not trusted.
             connection.abort()
-            exchange.broken(ConnectFailed(f"{origin}: {exc.__class__.__name__}"))
+            transfer.broken(ConnectFailed(f"{origin}: {exc.__class__.__name__}"))
         else:
-            connection.carry(exchange)
+            connection.carry(transfer)
 
 
-class Exchange:
+class Transfer:
     """One request and its answer. The `Flight` that a sink is given.
 
     Mutable state: the connection that carries it now, whether it was reused, whether it is paused,
@@ -301,148 +275,6 @@ class Exchange:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
-    """One connection to a server: connecting, then carrying an exchange or idle, then closed."""
-
-    def __init__(self, owner: Transport, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
-        self.origin = origin
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set when connected
-        # For the whole connection
-        self._owner = owner
-        self._loop = loop
-        self._parser: Any = None
-        self.idle_since = 0.0
-        # For one answer
-        self._exchange: Exchange | None = None
-        self._fields: list[tuple[bytes, bytes]] = []
-        self._pieces: list[bytes] = []
-        self._head_size = 0
-        self._in_head = True
-        self._complete = False
-        self._received = False
-        self._framed = True
-        self._reusable = False
-
-    @property
-    def usable(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
-
-    def carry(self, exchange: Exchange) -> None:
-        if exchange.done.done() or not self.usable:  # left, or closed, while connecting
-            self.abort()
-            exchange.broken(ConnectFailed(f"{self.origin}: closed at once"))
-            return
-        self._exchange = exchange
-        self._parser = httptools.HttpResponseParser(self)
-        self._fields = []
-        self._head_size = 0
-        self._in_head = True
-        self._complete = False
-        self._received = False
-        self.transport.write(exchange.carried(self))
-
-    def break_off(self) -> None:
-        """Close at once, and tell the exchange that is carried."""
-        exchange = self._exchange
-        self.abort()
-        if exchange is not None:
-            exchange.broken(ConnectionBroken(f"{self.origin}: broken off"))
-
-    def abort(self) -> None:
-        """Close at once; the exchange that was carried hears nothing of it."""
-        self._exchange = None
-        self._owner.forget(self)
-        if self.transport is not None:
-            self.transport.abort()
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
-
-    def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            self.abort()  # an idle server has nothing to say
-            return
-        self._received = True
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            if not self._complete:
-                self._drop(exchange, BadAnswer(f"not a well-formed answer: {exc}"))
-                return
-            self._reusable = False  # what follows a whole answer is nobody's
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > self._owner.limits.header:
-                self._drop(exchange, BadAnswer("a response head over its cap"))
-            return
-        if self._pieces and self._exchange is exchange:  # its head may have made the sink end it
-            piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._pieces = []
-            exchange.data(piece)
-        if self._complete and self._exchange is exchange:
-            self._release()
-            exchange.end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.forget(self)
-        exchange, self._exchange = self._exchange, None
-        if exchange is None:
-            return
-        if exc is None and self._ends_with_connection():
-            exchange.end()
-            return
-        how = exc.__class__.__name__ if exc else "end of stream"
-        exchange.lost(ConnectionBroken(f"{self.origin}: {how}"), self._received)
-
-    # httptools callbacks
-
-    def on_message_begin(self) -> None:
-        if self._complete:
-            raise ValueError("bytes after the answer")  # stops the parser
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name.lower(), value))
-        if len(self._fields) > self._owner.limits.header_fields:
-            raise ValueError("more header fields than allowed")  # stops the parser
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        fields, self._fields = self._fields, []
-        if status < 200:
-            return  # an interim answer; the real one follows
-        self._in_head = False
-        self._reusable = self._parser.should_keep_alive()
-        self._framed = any(name in _FRAMING for name, _ in fields)
-        if self._exchange is not None:
-            self._exchange.head(status, fields)
-
-    def on_body(self, body: bytes) -> None:
-        self._pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        self._complete = not self._in_head
-
-    def _ends_with_connection(self) -> bool:
-        """RFC 9112 §6.3, rule 8: with neither length nor chunks, the close is the end."""
-        return not (self._in_head or self._complete or self._framed)
-
-    def _release(self) -> None:
-        self._exchange = None
-        self._parser = None
-        if self._reusable and self.usable:
-            self.idle_since = self._loop.time()
-            self._owner.keep(self)
-        else:
-            self.abort()
-
-    def _drop(self, exchange: Exchange, exc: BackendError) -> None:
-        self.abort()
-        exchange.broken(exc)
-
-
 class Collected:
     """A sink that keeps a small answer."""
 
@@ -472,17 +304,3 @@ class Collected:
 
     def broken(self, exc: BackendError) -> None:
         self.failure = exc
-
-
-def _tune(sock: socket.socket) -> None:
-    """Send at once, and notice within a minute a server that vanished without a word."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from backends import discovery
 from backends.base import Origin, Replica
+from backends.connection import Limits
 from backends.errors import BackendError
 from backends.kinds import KINDS
 from backends.policies import POLICIES
 from backends.pool import Pool
-from backends.transport import Limits, Transport
+from backends.transport import Transport
 from gateway.accept import Bodies
 from gateway.account import Account
 from gateway.admit import Unlimited

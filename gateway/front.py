@@ -3,44 +3,32 @@
 It adds what uvicorn leaves to a proxy in front: deadlines and caps for the head, the strictness
 of RFC 9112 where two readers of one request could differ, our JSON for every refusal, a caller
 who leaves noticed in every state, and answers written without a task or an ASGI message for each
-piece (`Visit`, the `Caller` of one request).
+piece (`visit.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import httptools
 import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway import passing
 from gateway.endpoints.base import speech
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
-    InternalError,
     InvalidRequest,
-    MethodNotAllowed,
     Overloaded,
     RequestTimeout,
 )
-from gateway.reply import Lines, Watcher
-from gateway.terms import fields_of
+from gateway.visit import Visit, lines_of
+from gateway.wire.head import wrong_in
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
-_WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
-_METHODS = "GET, HEAD, POST, OPTIONS"
-_NEVER = frozenset({b"TRACE", b"CONNECT"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -60,91 +48,6 @@ class Door:
     connections: int = 10_000
     drain_for: float = 1.0
     drain_bytes: int = 64 * 1024
-
-
-class Visit(RequestResponseCycle):
-    """One request and its answer: uvicorn's cycle, and the `Caller` that `reply.py` writes to."""
-
-    front: Front
-    task: asyncio.Task[None]
-    watcher: Watcher | None = None
-    #: The head of the answer, until its first piece leaves with it.
-    _head: bytes = b""
-
-    @property
-    def gone(self) -> bool:
-        return self.disconnected
-
-    def begin(self, status: int, headers: Lines, length: int | None) -> None:
-        if self.disconnected:
-            return
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        if self.more_body:
-            self.keep_alive = False  # where its body ends is not known: no second request
-        lines = [STATUS_LINE[status], _lines(self.default_headers), headers]
-        if length is None and self.scope["http_version"] == "1.0":
-            self.chunked_encoding = False  # the close is the end
-            self.keep_alive = False
-        elif length is None:
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        else:
-            self.chunked_encoding = False
-            lines.append(b"content-length: %d\r\n" % length)
-        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        self._head = b"".join(lines)
-
-    def write(self, piece: bytes) -> None:
-        if not self.disconnected and piece:
-            self._send(piece, b"")
-
-    def finish(self, last: bytes = b"") -> None:
-        if self.disconnected or self.response_complete:
-            return
-        self._send(last, b"0\r\n\r\n" if self.chunked_encoding else b"")
-        self.response_complete = True
-        self.watcher = None
-        self.message_event.set()
-        if not self.keep_alive:
-            self.front.close_after(self.more_body)
-        self.on_response()
-
-    def _send(self, piece: bytes, end: bytes) -> None:
-        """One write for all there is to say: the head, if still here, the piece and the end."""
-        head, self._head = self._head, b""
-        if self.scope["method"] == "HEAD":
-            piece, end = b"", b""
-        elif piece and self.chunked_encoding:
-            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
-        if head or end:
-            piece = head + piece + end
-        if piece:
-            self.transport.write(piece)
-
-    def cut(self) -> None:
-        self.response_complete = True
-        self.watcher = None
-        self.transport.abort()
-
-    async def send(self, message: Any) -> None:
-        """ASGI's way in, for what Starlette answers."""
-        if message["type"] == "http.response.start":
-            fields = _lines(f for f in message["headers"] if f[0] != b"content-length")
-            length = next((int(v) for n, v in message["headers"] if n == b"content-length"), None)
-            self.begin(message["status"], fields, length)
-            return
-        if message.get("more_body", False):
-            self.write(message.get("body", b""))
-        else:
-            self.finish(message.get("body", b""))
-
-    async def send_500_response(self) -> None:
-        try:
-            self.front.refuse(InternalError())
-        except BaseException:  # not even that can be said
-            self.transport.abort()
-            raise
 
 
 class Front(HttpToolsProtocol):
@@ -232,7 +135,7 @@ class Front(HttpToolsProtocol):
         """
         framing = (field for field in self.headers if field[0] in _FRAMING)
         self._declining = True
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % _lines(framing))
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % lines_of(framing))
         self._declining = False
         if rest:
             self._feed(rest)
@@ -296,11 +199,10 @@ class Front(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         if self._fault is None:
-            self._fault = self._wrong_head()
+            method, version = self.parser.get_method(), self.parser.get_http_version()
+            self._fault = wrong_in(method, version, self.url, self.headers)
         if self._fault is not None:
             return
-        method = self.parser.get_method()
-        version = self.parser.get_http_version()
         path, _, query = self.url.partition(b"?")
         scope = self.scope
         scope["method"] = method.decode("ascii")
@@ -365,31 +267,6 @@ class Front(HttpToolsProtocol):
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
 
-    def _wrong_head(self) -> GatewayError | None:
-        """What RFC 9112 has a server refuse, and what two servers could read differently."""
-        method, version = self.parser.get_method(), self.parser.get_http_version()
-        if method in _NEVER:
-            return MethodNotAllowed(method.decode(), _METHODS)
-        if version not in ("1.1", "1.0"):
-            return InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        fields, repeated = fields_of(self.headers)
-        host = fields.get(b"host")
-        if host is None and not (version == "1.0" and self.url in _WITHOUT_HOST):
-            return InvalidRequest("Send exactly one well-formed Host header.")
-        if host is not None and (b"host" in repeated or not _HOST.match(host)):
-            return InvalidRequest("Send exactly one well-formed Host header.")
-        coding = fields.get(b"transfer-encoding")
-        if coding is not None:
-            if coding.strip().lower() != b"chunked" or b"transfer-encoding" in repeated:
-                return InvalidRequest("The only transfer-encoding is `chunked`.")
-            if version == "1.0" or b"content-length" in fields:
-                return InvalidRequest("Send `chunked` on HTTP/1.1 only, and no content-length.")
-        if b"content-length" in repeated:
-            return InvalidRequest("Send content-length once.")
-        if not self.url.startswith(b"/") or b"#" in self.url:
-            return InvalidRequest("The request target must be a path.")
-        return None
-
     # Deadlines and refusals
 
     def _expect_head(self) -> None:
@@ -450,8 +327,8 @@ class Front(HttpToolsProtocol):
         body = orjson.dumps(said.error_object(exc, request_id))
         identity = request_id.encode()
         lines = [STATUS_LINE[said.status(exc)]]
-        lines.append(_lines(self.server_state.default_headers))
-        lines.append(_lines(exc.headers))
+        lines.append(lines_of(self.server_state.default_headers))
+        lines.append(lines_of(exc.headers))
         lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
         lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))
         lines.append(b"connection: close\r\n\r\n")
@@ -470,7 +347,3 @@ class Front(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._deadline = self.loop.call_later(self.door.drain_for, self.transport.abort)
-
-
-def _lines(fields: Iterable[tuple[bytes, bytes]]) -> Lines:
-    return b"".join([b"%b: %b\r\n" % field for field in fields])

@@ -6,7 +6,7 @@ import asyncio
 
 from backends.base import Flight, Headers, Origin, Replica
 from backends.errors import BackendError
-from backends.transport import Exchange, Transport
+from backends.transport import Transfer, Transport
 
 REQUEST = b"POST /v1/x HTTP/1.1\r\nhost: engine\r\ncontent-length: 2\r\n\r\n{}"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -55,7 +55,7 @@ def replica(port: int, host: str = "127.0.0.1") -> Replica:
     return Replica(f"http://{host}:{port}", Origin(host, port))
 
 
-async def ended(exchange: Exchange) -> None:
+async def ended(exchange: Transfer) -> None:
     await asyncio.wait_for(asyncio.shield(exchange.done), 10)
 
 

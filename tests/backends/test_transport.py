@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from backends.connection import Limits
 from backends.errors import (
     BackendError,
     BadAnswer,
     ConnectFailed,
     ConnectionBroken,
 )
-from backends.transport import Limits, Transport
+from backends.transport import Transport
 from tests.backends.sinks import OK, REQUEST, Kept, ended, replica, told
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import until

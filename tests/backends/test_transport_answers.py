@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import Origin, Replica
+from backends.connection import Limits
 from backends.errors import (
     BackendError,
     BadAnswer,
@@ -20,7 +21,7 @@ from backends.errors import (
     ConnectionBroken,
     UpstreamTimeout,
 )
-from backends.transport import Limits, Transport
+from backends.transport import Transport
 from tests.backends.sinks import OK, REQUEST, Kept, ended, replica, told
 from tests.fakes.engine import Engine
 from tests.fakes.script import Chunk, Fin, Hang, Rst, Send, Sleep, Step, stream

@@ -3,11 +3,12 @@
 from typing import Any
 
 from backends.base import Origin, Replica
+from backends.connection import Limits
 from backends.errors import BackendError
 from backends.kinds import KINDS
 from backends.policies.least_busy import LeastBusy
 from backends.pool import Pool
-from backends.transport import Limits, Transport
+from backends.transport import Transport
 from gateway.route import Route
 from gateway.settings import Caps, Timeouts
 

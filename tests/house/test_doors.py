@@ -10,23 +10,12 @@ from tests.house.source import FILES, imported, name_of, tree_of
 #: Each library with an API of its own, and the files that may know it.
 DOORS = {
     "click": {"gateway/cli.py"},
-    "httptools": {
-        "gateway/front.py",
-        "gateway/connection.py",
-        "backends/transport.py",
-        "backends/connection.py",
-    },
+    "httptools": {"gateway/front.py", "backends/connection.py"},
     "prometheus_client": {"gateway/metrics.py"},
     "rich": {"gateway/cli.py", "gateway/up.py"},
-    "ssl": {
-        "gateway/composition.py",
-        "gateway/worker.py",
-        "backends/base.py",
-        "backends/transport.py",
-        "backends/connection.py",
-    },
+    "ssl": {"gateway/composition.py", "gateway/worker.py", "backends/base.py"},
     "starlette": {"gateway/admin.py", "gateway/app.py"},
-    "uvicorn": {"gateway/front.py", "gateway/worker.py"},
+    "uvicorn": {"gateway/front.py", "gateway/visit.py", "gateway/worker.py"},
     "uvloop": {"gateway/up.py", "gateway/worker.py"},
     "yaml": {"gateway/document.py"},
 }

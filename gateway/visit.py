@@ -1,0 +1,109 @@
+"""One request and its answer on a connection: the `Caller` that `reply.py` writes to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from gateway.errors import GatewayError, InternalError
+from gateway.reply import Lines, Watcher
+
+
+class Connection(Protocol):
+    """What a visit asks of the connection it happens on."""
+
+    def refuse(self, exc: GatewayError) -> None: ...
+    def close_after(self, unread: bool) -> None: ...
+
+
+class Visit(RequestResponseCycle):
+    """One request and its answer: uvicorn's cycle, and the `Caller` that `reply.py` writes to."""
+
+    front: Connection
+    task: asyncio.Task[None]
+    watcher: Watcher | None = None
+    #: The head of the answer, until its first piece leaves with it.
+    _head: bytes = b""
+
+    @property
+    def gone(self) -> bool:
+        return self.disconnected
+
+    def begin(self, status: int, headers: Lines, length: int | None) -> None:
+        if self.disconnected:
+            return
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        if self.more_body:
+            self.keep_alive = False  # where its body ends is not known: no second request
+        lines = [STATUS_LINE[status], lines_of(self.default_headers), headers]
+        if length is None and self.scope["http_version"] == "1.0":
+            self.chunked_encoding = False  # the close is the end
+            self.keep_alive = False
+        elif length is None:
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self.chunked_encoding = False
+            lines.append(b"content-length: %d\r\n" % length)
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self._head = b"".join(lines)
+
+    def write(self, piece: bytes) -> None:
+        if not self.disconnected and piece:
+            self._send(piece, b"")
+
+    def finish(self, last: bytes = b"") -> None:
+        if self.disconnected or self.response_complete:
+            return
+        self._send(last, b"0\r\n\r\n" if self.chunked_encoding else b"")
+        self.response_complete = True
+        self.watcher = None
+        self.message_event.set()
+        if not self.keep_alive:
+            self.front.close_after(self.more_body)
+        self.on_response()
+
+    def _send(self, piece: bytes, end: bytes) -> None:
+        """One write for all there is to say: the head, if still here, the piece and the end."""
+        head, self._head = self._head, b""
+        if self.scope["method"] == "HEAD":
+            piece, end = b"", b""
+        elif piece and self.chunked_encoding:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        if head or end:
+            piece = head + piece + end
+        if piece:
+            self.transport.write(piece)
+
+    def cut(self) -> None:
+        self.response_complete = True
+        self.watcher = None
+        self.transport.abort()
+
+    async def send(self, message: Any) -> None:
+        """ASGI's way in, for what Starlette answers."""
+        if message["type"] == "http.response.start":
+            fields = lines_of(f for f in message["headers"] if f[0] != b"content-length")
+            length = next((int(v) for n, v in message["headers"] if n == b"content-length"), None)
+            self.begin(message["status"], fields, length)
+            return
+        if message.get("more_body", False):
+            self.write(message.get("body", b""))
+        else:
+            self.finish(message.get("body", b""))
+
+    async def send_500_response(self) -> None:
+        try:
+            self.front.refuse(InternalError())
+        except BaseException:  # not even that can be said
+            self.transport.abort()
+            raise
+
+
+def lines_of(fields: Iterable[tuple[bytes, bytes]]) -> Lines:
+    """Header fields as they travel."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])

@@ -1,0 +1,44 @@
+"""What of a request's head makes it unfit to be answered, before anyone reads its body."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed
+from gateway.terms import fields_of
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
+_METHODS = "GET, HEAD, POST, OPTIONS"
+_NEVER = frozenset({b"TRACE", b"CONNECT"})
+
+
+def wrong_in(
+    method: bytes, version: str, target: bytes, listed: Sequence[tuple[bytes, bytes]]
+) -> GatewayError | None:
+    """What RFC 9112 has a server refuse, and what two servers could read differently.
+
+    `version` as `1.1`, `target` as sent, `listed` the fields in order, names in lower case.
+    """
+    if method in _NEVER:
+        return MethodNotAllowed(method.decode(), _METHODS)
+    if version not in ("1.1", "1.0"):
+        return InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    fields, repeated = fields_of(listed)
+    host = fields.get(b"host")
+    if host is None and not (version == "1.0" and target in _WITHOUT_HOST):
+        return InvalidRequest("Send exactly one well-formed Host header.")
+    if host is not None and (b"host" in repeated or not _HOST.match(host)):
+        return InvalidRequest("Send exactly one well-formed Host header.")
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None:
+        if coding.strip().lower() != b"chunked" or b"transfer-encoding" in repeated:
+            return InvalidRequest("The only transfer-encoding is `chunked`.")
+        if version == "1.0" or b"content-length" in fields:
+            return InvalidRequest("Send `chunked` on HTTP/1.1 only, and no content-length.")
+    if b"content-length" in repeated:
+        return InvalidRequest("Send content-length once.")
+    if not target.startswith(b"/") or b"#" in target:
+        return InvalidRequest("The request target must be a path.")
+    return None
