@@ -38,7 +38,7 @@ _BASE_URL_HINTS = (
     (("/v1", "/v1/", "/"), "base_url is this address with /v1 (OpenAI) or without (Anthropic)."),
 )
 
-Answer = Callable[[Head, Reply], Awaitable[None]]
+Answer = Callable[[Head, Reply, Record], Awaitable[None]]
 
 
 class State:
@@ -109,7 +109,7 @@ class App:
             reply = Reply(caller, speech_for(head), record.request_id)
             reply.more_headers = self._cors(head)
             try:
-                await answer(head, reply)
+                await answer(head, reply, record)
             except GatewayError as exc:
                 record.outcome = exc.outcome
                 reply.refuse(exc)
@@ -128,22 +128,23 @@ class App:
             return b""
         return b"access-control-allow-origin: %b\r\n" % origin + _EXPOSED
 
-    async def _models(self, head: Head, reply: Reply) -> None:
+    async def _models(self, head: Head, reply: Reply, record: Record) -> None:
         principal = await authenticate(head, self._gateway.keys, time.time())
+        record.key, record.team = principal.key, principal.team
         found = models.answer(head, self._gateway.routes, principal, self._state.started)
         reply.whole(orjson.dumps(found))
 
-    async def _healthz(self, head: Head, reply: Reply) -> None:
+    async def _healthz(self, head: Head, reply: Reply, record: Record) -> None:
         reply.empty(200)
 
-    async def _readyz(self, head: Head, reply: Reply) -> None:
+    async def _readyz(self, head: Head, reply: Reply, record: Record) -> None:
         reply.empty(200 if self._state.ready else 503)
 
     async def _unrouted(self, request: Request, exc: HTTPException) -> ASGIApp:
         """Starlette found no route, or not for this method: say so in the dialect of the path."""
         allow = (exc.headers or {}).get("Allow", "")
 
-        async def refuse(head: Head, reply: Reply) -> None:
+        async def refuse(head: Head, reply: Reply, record: Record) -> None:
             if exc.status_code == 405 and head.path != "/":
                 raise MethodNotAllowed(head.method, allow)
             raise NotFound(_no_such_path(head.path))

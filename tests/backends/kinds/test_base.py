@@ -103,12 +103,6 @@ def test_the_credential_is_in_no_representation() -> None:
     assert "sk-engine" not in repr(replica)
 
 
-def test_only_vllm_speaks_to_anthropic_clients() -> None:
-    assert "/v1/messages" in KINDS["vllm"].paths
-    assert KINDS["openai"].paths < KINDS["vllm"].paths
-    assert not [path for path in KINDS["openai"].paths if "messages" in path]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("status", "body", "message", "param"),

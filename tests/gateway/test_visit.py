@@ -1,0 +1,144 @@
+"""One answer as bytes on a connection: framed rightly, written at once, never after its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, cast
+
+from gateway.errors import GatewayError
+from gateway.visit import Visit, lines_of
+
+
+class Wire(asyncio.Transport):
+    """A transport that keeps each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Front:
+    """The connection a visit happens on."""
+
+    def __init__(self) -> None:
+        self.refused: list[GatewayError] = []
+        self.closed: list[bool] = []
+
+    def refuse(self, exc: GatewayError) -> None:
+        self.refused.append(exc)
+
+    def close_after(self, unread: bool) -> None:
+        self.closed.append(unread)
+
+
+def visit(
+    method: str = "POST", version: str = "1.1", *, keep_alive: bool = True, unread: bool = False
+) -> tuple[Visit, Wire, Front]:
+    wire, front = Wire(), Front()
+    made = Visit(
+        scope=cast(Any, {"method": method, "http_version": version}),
+        transport=wire,
+        flow=cast(Any, None),
+        logger=logging.getLogger(),
+        access_logger=logging.getLogger(),
+        access_log=False,
+        default_headers=[(b"date", b"now")],
+        message_event=asyncio.Event(),
+        expect_100_continue=False,
+        keep_alive=keep_alive,
+        on_response=lambda: None,
+    )
+    made.front = front
+    made.more_body = unread
+    return made, wire, front
+
+
+async def test_head_and_first_piece_leave_in_one_write() -> None:
+    made, wire, _ = visit()
+    made.begin(200, b"a: b\r\n", None)
+    assert wire.writes == []
+    made.write(b"hello")
+    head = b"HTTP/1.1 200 OK\r\ndate: now\r\na: b\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert wire.writes == [head + b"5\r\nhello\r\n"]
+
+
+async def test_the_last_piece_leaves_with_the_end() -> None:
+    made, wire, front = visit()
+    made.begin(200, b"", None)
+    made.write(b"one")
+    made.finish(b"two")
+    assert wire.writes[1:] == [b"3\r\ntwo\r\n0\r\n\r\n"]
+    assert made.response_complete
+    assert front.closed == [], "the connection stays for the next request"
+
+
+async def test_an_answer_of_known_length_is_not_chunked() -> None:
+    made, wire, _ = visit()
+    made.begin(404, b"", 4)
+    made.finish(b"gone")
+    assert wire.writes == [b"HTTP/1.1 404 Not Found\r\ndate: now\r\ncontent-length: 4\r\n\r\ngone"]
+
+
+async def test_an_answer_before_the_body_was_read_closes_the_connection() -> None:
+    made, wire, front = visit(unread=True)
+    made.begin(401, b"", 0)
+    made.finish()
+    assert b"connection: close\r\n" in wire.writes[0]
+    assert front.closed == [True]
+
+
+async def test_http_1_0_is_answered_without_chunks() -> None:
+    made, wire, front = visit(version="1.0", keep_alive=False)
+    made.begin(200, b"", None)
+    made.write(b"hello")
+    made.finish()
+    assert wire.writes[0].endswith(b"connection: close\r\n\r\nhello")
+    assert front.closed == [False]
+
+
+async def test_head_gets_no_body() -> None:
+    made, wire, _ = visit("HEAD")
+    made.begin(200, b"", 5)
+    made.finish(b"hello")
+    assert wire.writes[0].endswith(b"content-length: 5\r\n\r\n")
+
+
+async def test_nothing_is_written_for_a_caller_who_left() -> None:
+    made, wire, _ = visit()
+    made.disconnected = True
+    made.begin(200, b"", None)
+    made.write(b"hello")
+    made.finish()
+    assert wire.writes == []
+    assert made.gone
+
+
+async def test_a_cut_answer_ends_the_connection_at_once() -> None:
+    made, wire, _ = visit()
+    made.begin(200, b"", None)
+    made.write(b"half")
+    made.cut()
+    made.finish()
+    assert wire.aborted
+    assert len(wire.writes) == 1, "no end is invented"
+
+
+async def test_what_starlette_answers_takes_the_same_way() -> None:
+    made, wire, _ = visit()
+    headers = [(b"content-length", b"2"), (b"x", b"y")]
+    await made.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await made.send({"type": "http.response.body", "body": b"o", "more_body": True})
+    await made.send({"type": "http.response.body", "body": b"k"})
+    assert b"".join(wire.writes).endswith(b"x: y\r\ncontent-length: 2\r\n\r\nok")
+
+
+def test_fields_travel_as_lines() -> None:
+    assert lines_of([(b"a", b"b"), (b"c", b"")]) == b"a: b\r\nc: \r\n"
