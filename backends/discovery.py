@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from backends.transport import Transport
 
 _SMALL = 1 << 20
 _SCHEMA = 16 << 20
+#: What a name may be: it is told in a header.
+_NAME = re.compile(r"[\x21-\x7e]{1,128}\Z")
 #: A probe is asked of an engine that may be busy: slow is not gone.
 _PATIENCE = 10.0
 
@@ -35,7 +38,7 @@ async def models(transport: Transport, replica: Replica) -> list[Served]:
         raise BadAnswer("/v1/models is not a list of models")
     served = []
     for model in listed:
-        if isinstance(model, dict) and isinstance(model.get("id"), str):
+        if isinstance(model, dict) and _NAME.match(str(model.get("id"))):
             length = model.get("max_model_len")
             served.append(Served(model["id"], length if isinstance(length, int) else None))
     return served

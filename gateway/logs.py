@@ -112,7 +112,8 @@ def tell_of_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
     what they raised."""
     exc = context.get("exception")
     told = told_safely(exc) if isinstance(exc, BaseException) else "no exception"
-    logging.getLogger("fairgate").error("%s: %s", context["message"], told)
+    message, _, _ = context["message"].partition("(")  # a callback's arguments come next
+    logging.getLogger("fairgate").error("%s: %s", message, told)
 
 
 def told_safely(exc: BaseException) -> str:

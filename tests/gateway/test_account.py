@@ -44,6 +44,16 @@ def test_times_are_milliseconds_since_the_head(tmp_path: Path) -> None:
     assert (line["admit_ms"], line["first_event_ms"], line["total_ms"]) == (1.0, 250.0, 1500.0)
 
 
+def test_the_metrics_count_the_time_that_the_line_tells(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as file:
+        log = LineLog(file.fileno(), 10)
+        account = Account(Metrics(Routes({})), log, lambda: 101.5)
+        account.close(Record("r", CHAT, 100.0), Reply(FakeCaller(), OPENAI, "r"))
+        log.close(5)
+    (histogram,) = account.metrics.seconds.values()
+    assert histogram.sum == 1.5
+
+
 def test_a_step_that_was_not_reached_took_no_time(tmp_path: Path) -> None:
     line = told(tmp_path, Record("req_1", CHAT, 100.0), 100.5)
     assert (line["admit_ms"], line["first_event_ms"], line["total_ms"]) == (0.0, 0.0, 500.0)

@@ -110,3 +110,12 @@ def test_only_what_a_retry_may_help_says_when() -> None:
     assert waiting == {errors.Overloaded, errors.Draining}
     assert errors.UpstreamMisconfigured.should_retry is False
     assert errors.RequestTimeout.should_retry is False
+
+
+def test_a_missing_and_an_unknown_key_are_one_answer_that_says_what_to_send() -> None:
+    assert "Authorization: Bearer" in str(errors.Unauthorized())
+    assert "x-api-key" in str(errors.Unauthorized())
+
+
+def test_a_fault_of_our_own_is_told_in_one_sentence_without_a_value() -> None:
+    assert str(errors.InternalError()) == "The gateway failed to handle this request."

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backends.pool import Turn
 from gateway.admit import Permit
 from gateway.errors import Draining, Overloaded
 from gateway.route import Route
@@ -24,6 +25,27 @@ PLAIN: dict[str, Any] = {"model": "tiny", "messages": SAID}
 STREAM: dict[str, Any] = {**PLAIN, "stream": True}
 EVENT = b'data: {"model":"tiny","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
 KEY = HEADERS[:1]
+
+#: A body that cannot be served, and the status and code of its refusal.
+REFUSED: list[tuple[Any, int, str]] = [
+    ({**PLAIN, "model": "missing", "n": 99}, 404, "model_not_found"),
+    ({**PLAIN, "n": 99}, 400, "invalid_request"),
+    ({**PLAIN, "priority": 1}, 400, "invalid_request"),
+    ({"messages": SAID}, 400, "missing_required_parameter"),
+    ({"model": "tiny"}, 400, "missing_required_parameter"),
+    ([], 400, "invalid_json"),
+]
+#: What an engine does, and the status and outcome of it.
+FAILING: list[tuple[Script, int, str]] = [
+    (plain(400, b'{"error":{"message":"too long"}}'), 400, "refused"),
+    (plain(401, b"{}"), 502, "upstream_failed"),
+    (plain(500, b"{}"), 502, "upstream_failed"),
+    (plain(503, b"{}"), 503, "refused"),
+    (plain(200, b"not JSON"), 502, "upstream_failed"),
+    ([Fin()], 502, "upstream_failed"),
+    ([Rst()], 502, "upstream_failed"),
+    ([Hang()], 504, "timed_out"),
+]
 
 
 class Counting:
@@ -69,16 +91,17 @@ def posts(engine: Engine) -> int:
     return sum(seen.method == "POST" for seen in engine.requests)
 
 
-async def told(gateway: Serving, admission: Counting) -> tuple[int, str]:
-    """The status and outcome of the one request, once all it held was given back exactly once."""
+async def told(gateway: Serving, admission: Counting, count: int = 1) -> tuple[int, str]:
+    """Status and outcome of the last of `count` requests, once what each held was given back."""
     await gateway.until_quiet()
-    (line,) = await gateway.logged(1)
+    lines = await gateway.logged(count)
+    assert len(lines) == count
+    line = lines[-1]
     assert [len(kept) for kept in admission.settled] == [1] * len(admission.settled)
-    for kept in admission.settled:
-        assert (kept[0].prompt, kept[0].completion) == (
-            line["prompt_tokens"],
-            line["completion_tokens"],
-        )
+    if admission.settled:
+        (used,) = admission.settled[-1]
+        tokens = (line["prompt_tokens"], line["completion_tokens"])
+        assert (used.prompt, used.completion) == tokens
     assert gateway.worker.composition.gateway.bodies.held == 0
     return line["status"], line["outcome"]
 
@@ -118,25 +141,13 @@ async def test_a_key_is_asked_for_before_the_type_of_the_body() -> None:
         assert (await request(gateway.port, "POST", CHAT, fields, b"x")).status == 401
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({**PLAIN, "model": "missing", "n": 99}, 404, "model_not_found"),
-        ({**PLAIN, "n": 99}, 400, "invalid_request"),
-        ({**PLAIN, "priority": 1}, 400, "invalid_request"),
-        ({"messages": SAID}, 400, "missing_required_parameter"),
-        ({"model": "tiny"}, 400, "missing_required_parameter"),
-        ([], 400, "invalid_json"),
-    ],
-)
-async def test_what_cannot_be_served_is_refused_before_anything_is_reserved(
-    body: Any, status: int, code: str
-) -> None:
+async def test_what_cannot_be_served_is_refused_before_anything_is_reserved() -> None:
     async with counted() as (gateway, engine, admission):
-        answer = await post(gateway, body)
-        assert (answer.status, answer.json()["error"]["code"]) == (status, code)
-        assert (admission.asked, posts(engine)) == ([], 0)
-        assert await told(gateway, admission) == (status, "refused")
+        for count, (body, status, code) in enumerate(REFUSED, 1):
+            answer = await post(gateway, body)
+            assert (answer.status, answer.json()["error"]["code"]) == (status, code)
+            assert (admission.asked, posts(engine)) == ([], 0)
+            assert await told(gateway, admission, count) == (status, "refused")
 
 
 async def test_admission_is_asked_once_with_who_what_and_where() -> None:
@@ -167,28 +178,15 @@ async def test_a_good_answer_settles_what_the_engine_counted(body: dict[str, Any
         assert admission.settled[0][0].completion > 0
 
 
-@pytest.mark.parametrize(
-    ("script", "status", "outcome"),
-    [
-        (plain(400, b'{"error":{"message":"too long"}}'), 400, "refused"),
-        (plain(401, b"{}"), 502, "upstream_failed"),
-        (plain(500, b"{}"), 502, "upstream_failed"),
-        (plain(503, b"{}"), 503, "refused"),
-        (plain(200, b"not JSON"), 502, "upstream_failed"),
-        ([Fin()], 502, "upstream_failed"),
-        ([Rst()], 502, "upstream_failed"),
-        ([Hang()], 504, "timed_out"),
-    ],
-    ids=["400", "401", "500", "503", "not-json", "fin", "rst", "silent"],
-)
 @pytest.mark.parametrize("body", [PLAIN, STREAM], ids=["plain", "stream"])
-async def test_an_engine_that_fails_before_it_spoke_has_its_status(
-    script: Script, status: int, outcome: str, body: dict[str, Any]
-) -> None:
+async def test_an_engine_that_fails_before_it_spoke_has_its_status(body: dict[str, Any]) -> None:
     timers = "{first_event: 150ms, total: 150ms, lame_duck: 0, drain: 1s}"
-    async with counted(script, timeouts=timers) as (gateway, _, admission):
-        assert (await post(gateway, body)).status == status
-        assert await told(gateway, admission) == (status, outcome)
+    async with counted(timeouts=timers) as (gateway, engine, admission):
+        for count, (script, status, outcome) in enumerate(FAILING, 1):
+            engine.script = script
+            assert (await post(gateway, body)).status == status
+            assert await told(gateway, admission, count) == (status, outcome)
+            assert len(admission.settled) == count
 
 
 @pytest.mark.parametrize(
@@ -321,10 +319,16 @@ async def test_a_cancellation_by_the_server_itself_leaves_nothing_behind() -> No
         await told(gateway, admission)
 
 
-async def test_what_happens_after_the_end_does_not_change_what_is_told() -> None:
+async def test_what_fails_after_the_answer_does_not_change_what_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with counted() as (gateway, _, admission):
-        await post(gateway, PLAIN)
-        assert await told(gateway, admission) == (200, "ok")
-        assert gateway.live == 0
-        assert await post(gateway, PLAIN)
-        assert len(await gateway.logged(2)) == 2
+        monkeypatch.setattr(Turn, "__exit__", _failing)
+        assert (await post(gateway, PLAIN)).status == 200
+        (line,) = await gateway.logged(1)
+        assert (line["status"], line["outcome"]) == (200, "ok")
+        assert [len(kept) for kept in admission.settled] == [1]
+
+
+def _failing(*_: object) -> None:
+    raise RuntimeError("late")

@@ -1,5 +1,6 @@
 """The log never holds a request up: it keeps order, counts what it loses, and tells no secret."""
 
+import asyncio
 import io
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.logs import ATOMIC, LineLog, set_up_diagnostics, told_safely
+from gateway.logs import ATOMIC, LineLog, set_up_diagnostics, tell_of_fault, told_safely
 
 
 @pytest.fixture
@@ -121,9 +122,11 @@ def test_an_end_does_not_wait_for_a_blocked_pipe(pipe: tuple[int, int]) -> None:
     began = time.monotonic()
     log.close(0.05)
     assert time.monotonic() - began < 2
-    threading.Thread(target=everything, args=(pipe[0],), daemon=True).start()
+    reader = threading.Thread(target=everything, args=(pipe[0],))
+    reader.start()
     log.close(5)
     os.close(pipe[1])
+    reader.join(5)
 
 
 def test_a_reader_that_is_gone_costs_lines_and_nothing_else(
@@ -134,9 +137,10 @@ def test_a_reader_that_is_gone_costs_lines_and_nothing_else(
     with caplog.at_level(logging.WARNING):
         log.write(b"one\n")
         wait_until(lambda: log.dropped == 1)
-        log.write(b"two\n")
+        for line in (b"two\n", b"three\n", b"four\n"):
+            log.write(line)
         log.close(5)
-    assert log.dropped == 2
+    assert log.dropped == 4
     assert [record.message for record in caplog.records] == [
         "1 log lines were dropped: standard output does not keep up"
     ]
@@ -191,3 +195,17 @@ def test_a_message_without_an_exception_is_left_alone(
     logging.getLogger("library").error("nothing was raised", exc_info=True)
     assert err.getvalue().count("\n") <= 2
     assert "nothing was raised" in err.getvalue()
+
+
+async def test_what_nobody_caught_in_the_event_loop_is_told_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_of_fault)
+    loop.call_soon(failing, "my secret prompt")
+    loop.call_exception_handler({"message": "odd"})
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert "odd: no exception" in caplog.text
+    assert "Exception in callback failing: ValueError at test_logs.py:" in caplog.text
+    assert "secret" not in caplog.text

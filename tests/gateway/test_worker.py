@@ -302,14 +302,17 @@ def head_of(path: str) -> bytes:
 async def test_connections_see_that_it_is_not_ready_before_it_stops_listening(
     tmp_path: Path,
 ) -> None:
-    timers = "{lame_duck: 300ms, drain: 1s}"
-    async with living(tmp_path, timeouts=timers) as life:
+    async with living(tmp_path, timeouts="{lame_duck: 100s, drain: 1s}") as life:
         async with await Client.open(life.port) as client:
             await client.send(head_of("/healthz"))
             await client.read_head()
             life.end()
             await until(lambda: not life.worker.ready)
-            assert (await request(life.port, "GET", "/readyz")).status == 503
+            for _ in range(4):  # over more than one look of uvicorn at whether it is to end
+                assert (await request(life.port, "GET", "/readyz")).status == 503
+                await asyncio.sleep(0.1)
+            life.worker.stop()
+            life.worker.stop()
         await life.ended()
 
 
