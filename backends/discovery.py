@@ -38,9 +38,10 @@ async def models(transport: Transport, replica: Replica) -> list[Served]:
         raise BadAnswer("/v1/models is not a list of models")
     served = []
     for model in listed:
-        if isinstance(model, dict) and _NAME.match(str(model.get("id"))):
+        name = model.get("id") if isinstance(model, dict) else None
+        if isinstance(name, str) and _NAME.match(name):
             length = model.get("max_model_len")
-            served.append(Served(model["id"], length if isinstance(length, int) else None))
+            served.append(Served(name, length if isinstance(length, int) else None))
     return served
 
 

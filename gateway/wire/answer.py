@@ -94,6 +94,21 @@ class Translator:
         if found:
             self._note_usage(Raw(found[-1]))
 
+    def _ordinary(self, events: bytes, prefix: bytes, going_on: bytes) -> int:
+        """How much of a run are events that all begin with `prefix`, the last of them whole and
+        holding `going_on`: such a stream says nothing else yet, and they need no closer look.
+
+        Counting one long text is much cheaper than looking for several short ones in each event.
+        0 where the run is of another kind.
+        """
+        last = events.rfind(prefix)
+        if last < 0:
+            return 0
+        end = events.find(b"\n\n", last) + 2
+        stop = end if end == len(events) and events.find(going_on, last) >= 0 else last
+        alike = events.count(prefix, 0, stop) == events.count(b"\n\n", 0, stop)
+        return stop if alike else 0
+
     def _note_answer(self, document: dict[str, Raw]) -> None:
         """Look for what a dialect tells outside `usage`."""
 

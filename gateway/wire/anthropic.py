@@ -21,6 +21,8 @@ from gateway.wire.answer import Translator
 #: With data: an event without any makes clients read an empty document.
 HEARTBEAT = b'event: ping\ndata: {"type": "ping"}\n\n'
 
+#: What nearly all events of a stream begin with.
+_DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta",'
 _STOP = re.compile(rb'"type"\s*:\s*"message_stop"')
 
 #: The engine's error types by the status they stand for (vLLM `serve/anthropic`).
@@ -48,6 +50,14 @@ class AnthropicTranslator(Translator):
     """Streams open with `message_start` and end with `message_stop`."""
 
     def feed(self, events: bytes) -> bytes:
+        stop = self._ordinary(events, _DELTA, b'"delta":')
+        if not stop:
+            return self._look(events)
+        self.events += events.count(b"\n\n", 0, stop)
+        return events if stop == len(events) else events[:stop] + self._look(events[stop:])
+
+    def _look(self, events: bytes) -> bytes:
+        """Events of which any may be the first, the last, or tell of something."""
         self.events += events.count(b"content_block_delta") // 2
         if b'"usage"' in events or b'"error"' in events or b"event: error" in events:
             events = self._read(events)

@@ -18,6 +18,10 @@ from gateway.wire.answer import Translator
 #: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
 HEARTBEAT = b": ping\n\n"
 
+#: The beginning of a content event, up to where one differs from the next: id, time and model
+#: stay the same throughout a stream (vLLM `OpenAIServingChat.chat_completion_stream_generator`).
+_PREFIX = re.compile(rb'data: \{[^{}\[\]]{0,1024}"model"[^{}\[\]]{0,1024}"choices":\[\{')
+_GOING_ON = b'"finish_reason":null'
 _DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
 _USAGE_GIVEN = re.compile(rb'"usage"\s*:\s*\{')
 
@@ -40,12 +44,35 @@ class OpenAITranslator(Translator):
 
     def __init__(self, ask: Ask, fields: dict[str, Raw], *, ask_for_usage: bool = True) -> None:
         super().__init__(ask, fields)
+        #: What every content event of this stream begins with, once seen, and the same for callers.
+        self._prefix: bytes | None = None
+        self._prefix_named = b""
         if ask.stream and ask_for_usage and not ask.wants_usage:
             sent = fields.get("stream_options")
             options = orjson.loads(memoryview(sent)) if sent else None
             self.set("stream_options", {**(options or {}), "include_usage": True})
 
+    def restart(self) -> None:
+        super().restart()
+        self._prefix = None
+
     def feed(self, events: bytes) -> bytes:
+        if self._prefix is None:
+            found = _PREFIX.match(events)
+            if found is None:
+                return self._look(events)
+            self._prefix = found.group()
+            self._prefix_named = self._rename(self._prefix)
+        stop = self._ordinary(events, self._prefix, _GOING_ON)
+        if not stop:
+            return self._look(events)
+        ordinary = events[:stop]  # the same object, where it is all of them
+        self.events += ordinary.count(b"\n\n")
+        told = ordinary.replace(self._prefix, self._prefix_named)
+        return told if stop == len(events) else told + self._look(events[stop:])
+
+    def _look(self, events: bytes) -> bytes:
+        """Events of which any may be the last, or tell of something."""
         if b'"error"' in events or b'"abort"' in events or b'"usage"' in events:
             events = self._read(events)
         self.events += events.count(b"\n\n") or len(sse.split(events))

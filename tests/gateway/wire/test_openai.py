@@ -273,3 +273,38 @@ def test_a_plain_answer_the_engine_gave_up_on_is_a_failure() -> None:
 def test_a_plain_answer_about_an_abort_is_a_good_one() -> None:
     told = b'{"model":"m","choices":[{"finish_reason":"stop","message":{"content":"abort"}}]}'
     assert b'"content":"abort"' in chat().whole(told)
+
+
+def test_ordinary_events_are_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = chat()
+    run = delta("a").replace(NAME.encode(), b"tiny") * 3
+    assert wire.feed(run)
+    monkeypatch.setattr(wire, "_look", None)
+    assert wire.feed(run) == delta("a") * 3
+    assert wire.used().completion == 6
+
+
+def test_a_failure_among_ordinary_events_is_seen() -> None:
+    wire = chat()
+    wire.feed(delta("a"))
+    told = wire.feed(delta("b") + event(error={"message": "broke", "code": 500}) + delta("c"))
+    assert wire.failed is not None
+    assert b'"b"' in told
+    assert b'"c"' not in told
+
+
+def test_an_abort_that_ends_a_run_of_ordinary_events_is_seen() -> None:
+    wire = chat()
+    wire.feed(delta("a"))
+    told = wire.feed(delta("b") + delta("", finish_reason="abort"))
+    assert wire.failed is not None
+    assert b'"b"' in told
+    assert b"abort" not in told
+
+
+def test_another_attempt_may_be_of_another_server() -> None:
+    wire = chat()
+    wire.feed(delta("a"))
+    wire.restart()
+    other = delta("b").replace(NAME.encode(), b"other")
+    assert b'"other"' not in wire.feed(other) + wire.feed(other)
