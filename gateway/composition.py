@@ -49,7 +49,7 @@ class Composition:
         self.routes = Routes({})
         self.metrics = Metrics(self.routes)
         self.metrics.teams.learn(key.team for key in config.keys)
-        self._replicas: dict[str, Replica] = {}
+        self._replicas: dict[ReplicaSettings, Replica] = {}
         for name, model in config.models.items():
             replicas = [self._replica(settings) for settings in model.replicas]
             self._add(name, model, replicas)
@@ -68,14 +68,14 @@ class Composition:
     async def learn(self, asked: Callable[[], None]) -> None:
         """Ask every server what it is until each has answered; `asked` after the first round."""
         unnamed = [self._replica(settings) for settings in self.config.backends]
-        waiting = {r.url: r for r in (*unnamed, *self._replicas.values())}
+        waiting = {id(replica): replica for replica in self._replicas.values()}
         told: set[str] = set()
         while waiting:
             answers = await asyncio.gather(*(self._ask(r, told) for r in waiting.values()))
             for replica, served in zip(list(waiting.values()), answers, strict=True):
                 if served is None:
                     continue
-                del waiting[replica.url]
+                del waiting[id(replica)]
                 if replica in unnamed:
                     self._discovered(replica, served)
                 else:
@@ -143,10 +143,10 @@ class Composition:
         self.metrics.models.learn((name, *model.aliases))
 
     def _replica(self, settings: ReplicaSettings) -> Replica:
-        """One object a server, so that models sharing it see the same counts."""
-        replica = self._replicas.get(settings.url)
+        """One object for a server on the same terms, so that models sharing it share its counts."""
+        replica = self._replicas.get(settings)
         if replica is None:
-            replica = self._replicas[settings.url] = Replica(
+            replica = self._replicas[settings] = Replica(
                 url=settings.url,
                 origin=Origin(settings.host, settings.port, _tls(settings)),
                 base=settings.base,

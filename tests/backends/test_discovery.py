@@ -52,7 +52,16 @@ async def test_a_base_path_is_asked_below_it(transport: Transport, engine: Engin
 
 
 async def test_what_is_no_model_is_left_out(transport: Transport, engine: Engine) -> None:
-    odd = [1, None, {}, {"id": 5}, {"id": "a\r\nb"}, {"id": "x" * 129}, {"id": "a", "max_model_len": "x"}, {"id": "b"}]
+    odd = [
+        1,
+        None,
+        {},
+        {"id": 5},
+        {"id": "a\r\nb"},
+        {"id": "x" * 129},
+        {"id": "a", "max_model_len": "x"},
+        {"id": "b"},
+    ]
     says(engine, {"data": odd})
     listed = await discovery.models(transport, replica(engine.port))
     assert listed == [Served("a", None), Served("b", None)]

@@ -177,6 +177,16 @@ async def test_models_that_share_a_server_each_learn_their_length() -> None:
             assert table["tiny"].pool.replicas[0] is table["other"].pool.replicas[0]
 
 
+async def test_each_model_keeps_its_own_terms_with_a_server_they_share() -> None:
+    async with Engine() as engine:
+        other = f"models: {{other: {{replicas: [{{url: '{engine.url}', concurrency: 3}}]}}, "
+        text = configured(engine.url).replace("models: {", other, 1)
+        async with serving(text) as gateway:
+            table = gateway.worker.composition.routes.table
+            assert table["other"].pool.replicas[0].concurrency == 3
+            assert table["tiny"].pool.replicas[0].concurrency is None
+
+
 async def test_a_server_that_says_no_length_or_not_this_model_leaves_it_unknown() -> None:
     for script in (lasting(None), lasting(4096, "another")):
         async with Engine(script) as engine, serving(configured(engine.url)) as gateway:
