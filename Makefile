@@ -64,7 +64,8 @@ fast: $(VENV)/dev
 check: style types fast ## the fast part: form, types, layers, unit tests
 
 test: style types engine ## everything, real vLLM and the real SDKs included
-	@command -v gcc >/dev/null || { echo "make test needs a C compiler (Debian: apt-get install gcc libc6-dev)"; exit 2; }
+	@for tool in gcc openssl; do command -v $$tool >/dev/null || \
+	  { echo "make test needs $$tool (Debian: apt-get install gcc libc6-dev openssl)"; exit 2; }; done
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m 'not soak'
 	@$(BIN)/coverage combine --quiet 2>/dev/null; $(BIN)/coverage report --skip-covered --skip-empty
