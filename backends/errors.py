@@ -23,6 +23,8 @@ class BackendError(Exception):
     reason: ClassVar[str] = "backend"
     #: Whether another replica may do better with the same request.
     elsewhere: bool = True
+    #: Whether it speaks against the replica: a bad request and a slow caller do not.
+    blames: bool = True
 
 
 class NoReplica(BackendError):
@@ -67,7 +69,7 @@ class StreamFailed(BackendError):
     def __init__(self, message: str, status: int = 500) -> None:
         super().__init__(message)
         self.status = status
-        self.elsewhere = status >= 500
+        self.elsewhere = self.blames = status >= 500
 
 
 class Refused(BackendError):
@@ -85,6 +87,7 @@ class Refused(BackendError):
         self.message = message
         self.param = param
         self.elsewhere = status >= 500 or status == 429
+        self.blames = status not in (400, 413, 422)
 
 
 class UpstreamTimeout(BackendError):

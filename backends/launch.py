@@ -180,7 +180,7 @@ def chat_engine(
         name, model = TINY, str(tiny_model(probed.python, state_folder(environ) / TINY))
         flags += TOOL_FLAGS + TINY_FLAGS
         env |= TINY_ENV
-        say("no model hub answers, so: random weights. A real engine, meaningless words")
+        say("no model hub answers, so random weights: a real engine, meaningless words")
     return vllm(name, model, "chat", port, probed, (*flags, *extra), env)
 
 

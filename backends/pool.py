@@ -52,10 +52,11 @@ class Pool:
                 exchange.close()  # the caller may have left: this frees the engine
         finally:
             replica.in_flight -= 1
-        replica.last_error = None if sink.failure is None else str(sink.failure)
-        if sink.failure is not None:
-            self._observer.attempt_failed(self.name, replica, sink.failure)
-        return sink.failure
+        failure = sink.failure
+        replica.last_error = str(failure) if failure is not None and failure.blames else None
+        if failure is not None and failure.blames:
+            self._observer.attempt_failed(self.name, replica, failure)
+        return failure
 
     def retry(self, failure: BackendError) -> None:
         self._observer.retried(self.name, failure.reason)

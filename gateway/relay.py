@@ -37,6 +37,7 @@ class ClientStalled(ConnectionBroken):
 
     reason = "client_stall"
     elsewhere = False
+    blames = False
 
 
 class Relay:
@@ -172,8 +173,10 @@ class Relay:
         except BadAnswer as exc:
             self._fail(exc)
             return
-        if events:
+        if events and _is_text(events):
             self._relay(events)
+        elif events:
+            self._fail(BadAnswer("an event that is not UTF-8"))
 
     def _relay(self, events: bytes) -> None:
         translator = self._translator
@@ -243,7 +246,10 @@ class Relay:
 
     def _end_whole(self) -> None:
         try:
-            body = self._translator.whole(b"".join(self._held))
+            body = b"".join(self._held)
+            if not _is_text(body):
+                raise BadAnswer("an answer that is not UTF-8")
+            body = self._translator.whole(body)
         except BackendError as exc:
             self.failure = exc
             return
@@ -315,6 +321,17 @@ class Relay:
             self._reply.start_stream(self._extra)
         self._reply.heartbeat()
         self._spoke = now
+
+
+def _is_text(piece: bytes) -> bool:
+    """Whether it is UTF-8, as JSON and event streams are; nearly all of it is ASCII."""
+    if piece.isascii():
+        return True
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _ignore(piece: bytes) -> None:

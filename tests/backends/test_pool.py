@@ -224,3 +224,15 @@ async def test_what_a_sink_raises_frees_everything(
     with pytest.raises(ZeroDivisionError):
         await sent(pool, Raising())
     assert at_rest(pool)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_request_that_is_wrong_speaks_against_no_replica(
+    engines: list[Engine], transport: Transport, status: int
+) -> None:
+    engines[0].script = refusal(status)
+    pool, observer = pool_of(engines[:1], transport)
+    with pytest.raises(BackendError):
+        await sent(pool, Judging())
+    assert pool.replicas[0].last_error is None
+    assert observer.failed == []

@@ -200,10 +200,20 @@ async def test_an_event_without_end_is_cut_at_its_bound(opened: bool) -> None:
         assert engine.sent < 32 << 20
 
 
-async def test_bytes_that_are_no_utf8_pass_as_they_are() -> None:
+async def test_an_event_that_is_no_utf8_is_a_failure() -> None:
     odd = b'data: {"choices":[{"delta":{"content":"\xff\xfe"}}]}\n\n'
     async with Engine(stream([odd, DONE])) as engine, serving(configured(engine.url)) as gateway:
-        assert (await ask(gateway.port, CHAT)).events == [odd, DONE]
+        answer = await ask(gateway.port, CHAT)
+        error(CHAT, answer)
+        assert answer.status == 502
+
+
+async def test_a_plain_answer_that_is_no_utf8_is_a_failure() -> None:
+    odd = b'{"model":"tiny","choices":[{"message":{"content":"\xff"}}]}'
+    async with Engine(plain(200, odd)) as engine, serving(configured(engine.url)) as gateway:
+        answer = await ask(gateway.port, CHAT, stream=False)
+        error(CHAT, answer)
+        assert answer.status == 502
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r", b"\n"])

@@ -88,7 +88,8 @@ async def test_churn_leaves_no_socket_and_no_memory_behind(tmp_path: Path) -> No
             early = statistics.median(samples[5:15])
             late = statistics.median(samples[-10:])
             print(
-                f"{visits} visits in {SECONDS:.0f} s; memory {early:.1f} -> {late:.1f} MiB; "
+                f"{visits} visits in {SECONDS:.0f} s; memory {early:.1f} -> {late:.1f} MiB "
+                f"({' '.join(f'{each:.1f}' for each in samples[::6])}); "
                 f"descriptors {quiet} -> {descriptors(gateway.pid)}"
             )
             assert visits > SECONDS
