@@ -16,7 +16,8 @@ from gateway.wire import anthropic, caps, fields, openai
 from gateway.wire.answer import Translator
 
 _object = msgspec.json.Decoder(dict[str, Raw])
-LONGEST_NAME = 128
+#: How deep a body may nest: more than any request needs, less than any JSON reader gives up at.
+DEEPEST = 200
 
 
 class Endpoint(Protocol):
@@ -139,13 +140,20 @@ class Reading:
 
 def _decoded(body: bytes) -> dict[str, Raw]:
     try:
-        return _object.decode(body)
+        sent = _object.decode(body)
     except msgspec.ValidationError:
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
     except msgspec.DecodeError as exc:
         raise InvalidRequest(f"The body is not valid JSON: {exc}.", code="invalid_json") from None
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+        raise _too_deep() from None
+    if caps.deeper_than(DEEPEST, body):
+        raise _too_deep()
+    return sent
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body nests deeper than {DEEPEST} levels.", code="invalid_json")
 
 
 class _StreamOptions(msgspec.Struct):

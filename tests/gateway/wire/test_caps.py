@@ -198,3 +198,26 @@ def test_an_output_limit_that_is_none_is_refused(value: bytes) -> None:
 def test_a_type_error_says_what_was_expected() -> None:
     with pytest.raises(InvalidRequest, match=r"^`n`: Expected `int \| null`, got `str`\.$"):
         caps.decode("n", Raw(b'"x"'), msgspec.json.Decoder(int | None))
+
+
+def depth(document: object) -> int:
+    if isinstance(document, dict):
+        return 1 + max(map(depth, document.values()), default=0)
+    if isinstance(document, list):
+        return 1 + max(map(depth, document), default=0)
+    return 0
+
+
+@given(
+    st.recursive(
+        st.text(alphabet='[]{}"\\a\né') | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet='[{"\\'), inner),
+    ),
+    st.integers(0, 8),
+    st.booleans(),
+)
+def test_depth_is_that_of_the_document_whatever_its_texts_hold(
+    document: object, limit: int, ascii_only: bool
+) -> None:
+    text = json.dumps(document, ensure_ascii=ascii_only).encode()
+    assert caps.deeper_than(limit, text) == (depth(document) > limit)
