@@ -84,6 +84,7 @@ class Exchange:
 
     async def _steps(self, receive: accept.Receive) -> None:
         gateway, endpoint, head, record = self._gateway, self._endpoint, self._head, self.record
+        record.client_request_id = passing.client_request_id(head)
 
         principal = await authenticate(head, gateway.keys, time.time())
         record.key, record.team = principal.key, principal.team
@@ -118,7 +119,6 @@ class Exchange:
         salt = self._gateway.salts.of(principal, route, self._endpoint.path)
         if salt is not None:
             translator.set("cache_salt", salt)
-        record.client_request_id = passing.client_request_id(head)
         call = Call(
             path=self._endpoint.path,
             body=translator.request(route.upstream_model),

@@ -332,3 +332,12 @@ async def test_what_fails_after_the_answer_does_not_change_what_is_told(
 
 def _failing(*_: object) -> None:
     raise RuntimeError("late")
+
+
+async def test_a_refused_request_is_found_by_the_callers_own_id() -> None:
+    async with Engine() as engine, serving(configured(engine.url)) as gateway:
+        await request(
+            gateway.port, "POST", "/v1/chat/completions", [("x-request-id", "mine-1")], b"{}"
+        )
+        (line,) = await gateway.logged(1)
+        assert (line["client_request_id"], line["status"]) == ("mine-1", 401)
