@@ -82,7 +82,9 @@ class Serving:
         )
 
     def lines(self) -> list[dict[str, Any]]:
-        return [orjson.loads(line) for line in self.log.read_bytes().splitlines()]
+        written = self.log.read_bytes()
+        whole = written[: written.rfind(b"\n") + 1]  # the last line may be half written
+        return [orjson.loads(line) for line in whole.splitlines()]
 
     async def logged(self, count: int, timeout: float = 5.0) -> list[dict[str, Any]]:
         """The log once it has `count` lines."""
