@@ -1,4 +1,8 @@
-"""A caller who leaves stops the real engine within a second, long before its answer would end."""
+"""A caller who leaves stops the real engine at once, long before its answer would end.
+
+On an idle machine it stands still within a fifth of a second (the tests print how long it took).
+The deadline is wider, since the engine computes on the same cores as the tests.
+"""
 
 import asyncio
 import json
@@ -12,8 +16,9 @@ from tests.fakes.client import Client, request
 
 pytestmark = pytest.mark.e2e
 
-#: Seconds for which the engine would go on if nobody told it.
+#: Seconds for which the engine would go on if nobody told it, and within which it must stop.
 LONG = 20.0
+SOON = 5.0
 PROMPT = [{"role": "user", "content": "Tell me a long story."}]
 TALK, MESSAGE, COMPLETE = "/v1/chat/completions", "/v1/messages", "/v1/completions"
 
@@ -83,9 +88,11 @@ async def _leave(
             status, _ = await client.read_head()
             assert status == 200
             await client.read(1)
+    left = loop.time()
     for client in clients:
         client.rst() if how == "rst" else client.close()
-    await engine.until_idle(1.0)
+    await engine.until_idle(SOON)
+    print(f"{len(bodies)} left ({how}): idle after {loop.time() - left:.2f} s")
     generated = await engine.generated()
     await asyncio.sleep(1.0)
     assert await engine.generated() == generated
