@@ -1,6 +1,5 @@
 """The stand-in and the load generator agree on every byte, and the generator sees a wrong one."""
 
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ import pytest
 from tests.bench import running
 from tests.bench.peers import free_port
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc builds the two programs")
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages"]
 Change = Callable[[list[bytes]], list[bytes]]
 
