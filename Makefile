@@ -15,6 +15,10 @@ LISTEN ?= 127.0.0.1:8080
 
 CODE := gateway backends tests
 
+# Ends the target where one of the commands $(1) is missing; $(2) are Debian's packages of them.
+needs = for tool in $(1); do command -v $$tool >/dev/null || \
+  { echo "make $@ needs $$tool (Debian: apt-get install $(2))"; exit 2; }; done
+
 .PHONY: help
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,13 +63,13 @@ types: $(VENV)/dev
 	@$(BIN)/mypy gateway backends tests
 
 fast: $(VENV)/dev
+	@$(call needs,openssl redis-server,openssl redis-server)
 	@$(BIN)/python -m pytest -q -m 'not e2e and not soak and not slow'
 
 check: style types fast ## the fast part: form, types, layers, unit tests
 
 test: style types engine ## everything, real vLLM and the real SDKs included
-	@for tool in gcc openssl; do command -v $$tool >/dev/null || \
-	  { echo "make test needs $$tool (Debian: apt-get install gcc libc6-dev openssl)"; exit 2; }; done
+	@$(call needs,gcc openssl redis-server,gcc libc6-dev openssl redis-server)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m 'not soak'
 	@$(BIN)/coverage report --skip-covered --skip-empty --fail-under=95

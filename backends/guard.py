@@ -20,12 +20,11 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def guard(parent: int, grace: float, argv: list[str]) -> int:
     """Runs `argv` and takes its whole tree down: with it, on SIGTERM, and when `parent` dies."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
     watched = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    die_with_parent(signal.SIGTERM)
     # Whatever loses its parent in the tree becomes our child, so that we can end it.
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if os.getppid() != parent:
         return 1
     engine = os.posix_spawnp(argv[0], argv, os.environ, setsigmask=[])
@@ -45,6 +44,11 @@ def guard(parent: int, grace: float, argv: list[str]) -> int:
             break
     kill_children()
     return status
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def reap() -> dict[int, int]:

@@ -42,6 +42,7 @@ class Line(msgspec.Struct):
     cached_tokens: int
     completion_tokens: int
     tokens_are: str
+    limited_by: str
 
 
 class Account:
@@ -93,6 +94,7 @@ class Account:
             usage.cached,
             usage.completion,
             "exact" if usage.exact else "counted",
+            record.limited_by,
         )
 
     def _time(self) -> str:

@@ -28,7 +28,10 @@ from gateway.terms import Head, Record, fields_of
 
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, "
-    b"x-should-retry, x-fairgate-model\r\nvary: origin\r\n"
+    b"x-should-retry, x-fairgate-model, x-fairgate-limits, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
+    b"vary: origin\r\n"
 )
 #: What people write after the address, and what the client would have added by itself.
 _BASE_URL_HINTS = (
@@ -112,6 +115,7 @@ class App:
                 await answer(head, reply, record)
             except GatewayError as exc:
                 record.outcome = exc.outcome
+                record.limited_by = exc.limited_by
                 reply.refuse(exc)
             except Exception as exc:
                 self._gateway.account.fault(record, exc)
@@ -131,6 +135,9 @@ class App:
     async def _models(self, head: Head, reply: Reply, record: Record) -> None:
         principal = await authenticate(head, self._gateway.keys, time.time())
         record.key, record.team = principal.key, principal.team
+        permit = await self._gateway.admission.count(record.request_id, principal)
+        permit.settle(record.usage, 0)
+        reply.more_headers += speech_for(head).limit_lines(permit.standings) + permit.headers
         found = models.answer(head, self._gateway.routes, principal, self._state.started)
         reply.whole(orjson.dumps(found))
 

@@ -4,13 +4,14 @@ Types hold already when these run. Each check yields the key at fault and the re
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from gateway.document import Path, listed
+from gateway.document import Path, listed, path_text
 from gateway.settings import Caps, Config, Model, ReplicaSettings, Settings
 from gateway.units import is_loopback, size_text
 
@@ -19,17 +20,17 @@ Problem = tuple[Path, str]
 # Settings the schema describes and nothing enforces yet. Anything but the default is refused, so
 # that no one relies on what is not there; `*` is every entry. A version that enforces one drops it.
 NOT_YET: tuple[str, ...] = (
+    "models.*.split",
+    "models.*.fallback",
+    "trusted_proxies",
+)
+
+_LIMITS = (
     "limits",
     "models.*.limits",
     "teams.*.limits",
     "teams.*.limits_by_model",
     "keys.*.limits",
-    "redis",
-    "workers",
-    "models.*.split",
-    "models.*.fallback",
-    "models.*.cached_token_weight",
-    "trusted_proxies",
 )
 
 
@@ -103,6 +104,23 @@ def _sharing(config: Config) -> Iterator[Problem]:
             yield ("redis",), "needs secret, which all gateways on it share"
         if config.workers > 1:
             yield ("workers",), "more than 1 needs secret, which they share"
+    clustered = (config.redis or "").startswith("redis+cluster:")
+    if clustered and not re.match(r"[^{]*\{[^}]+\}", config.redis_prefix):
+        yield (
+            ("redis_prefix",),
+            "needs a hash tag such as {fairgate}: else a cluster parts its keys",
+        )
+    for path in _limited(config):
+        if config.workers > 1 and config.redis is None:
+            reason = f"{path_text(path)} is set, and they count together there only"
+            yield ("workers",), f"more than 1 needs redis: {reason}; without redis: workers: 1"
+            break
+
+
+def _limited(config: Config) -> Iterator[Path]:
+    """The places where a limit is set."""
+    for pattern in _LIMITS:
+        yield from _given(config, pattern.split("."), ())
 
 
 def _names(config: Config) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The command: `fairgate serve | up | check | keys new | schema | engine install`."""
+"""The command: `fairgate serve | up | check | keys new | limits | schema | engine install`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from rich.console import Console
 
 from backends import install, launch
 from gateway import config as configuration
+from gateway import operator, supervisor, worker
 from gateway import up as starting
-from gateway import worker
+from gateway.listeners import CannotStart
 from gateway.logs import set_up_diagnostics
 from gateway.settings import Config, Key, Team
 from gateway.units import label
@@ -111,9 +112,10 @@ def serve_with(config: Config) -> None:
         if made is not None:
             click.echo(f"No keys are configured; the key for this run is {made}", err=True)
 
+    run = supervisor.run if config.workers > 1 else worker.run
     try:
-        worker.run(config, config.secret or kept_secret(), started)
-    except worker.CannotStart as exc:
+        run(config, config.secret or kept_secret(), started)
+    except CannotStart as exc:
         _fail(_CANNOT_START, str(exc))
 
 
@@ -155,7 +157,7 @@ def up(
         starting.run(engines, listen, key, kept_secret(), log, console)
     except configuration.ConfigError as exc:
         _fail(_USAGE, str(exc))
-    except (install.InstallFailed, launch.EngineDied, worker.CannotStart) as exc:
+    except (install.InstallFailed, launch.EngineDied, CannotStart) as exc:
         _fail(_CANNOT_START, str(exc))
     except KeyboardInterrupt:
         console.print("fairgate: ended before it was ready")
@@ -220,6 +222,9 @@ def keys_new(name: str, team: str) -> None:
     click.echo(f"{text}\n", nl=False)
     click.echo("Shown this once. Under `keys:` in the configuration put", err=True)
     click.echo(f"  - {{name: {_yaml(name)}, team: {_yaml(team)}, sha256: {key.sha256}}}")
+
+
+main.add_command(operator.limits)
 
 
 @main.command()

@@ -18,9 +18,16 @@ from backends.pool import Pool
 from backends.transport import Transport
 from gateway.accept import Bodies
 from gateway.account import Account
-from gateway.admit import Unlimited
+from gateway.admit import Admission
 from gateway.authenticate import ConfiguredKeys
+from gateway.estimate import Estimates
 from gateway.exchange import Gateway
+from gateway.limits.base import Counter
+from gateway.limits.courier import Courier
+from gateway.limits.memory import Alone, microseconds
+from gateway.limits.redis import Redis
+from gateway.limits.report import Report
+from gateway.limits.rulebook import Rulebook
 from gateway.logs import LineLog
 from gateway.metrics import Metrics
 from gateway.route import Route, Routes
@@ -54,11 +61,15 @@ class Composition:
             replicas = [self._replica(settings) for settings in model.replicas]
             self._add(name, model, replicas)
         self._configured = frozenset(self.routes.table)
+        self.rulebook = Rulebook(config)
+        self.courier = _courier(config)
+        self.counter: Counter = self.courier or Alone(microseconds())
+        self.report = Report(self.rulebook, self.counter)
         self.gateway = Gateway(
             config=config,
             keys=ConfiguredKeys(principals(config)),
             routes=self.routes,
-            admission=Unlimited(),
+            admission=Admission(self.rulebook, Estimates(), self.counter),
             account=Account(self.metrics, log, clock),
             bodies=Bodies(config.bounds.bodies),
             salts=Salts(secret),
@@ -137,6 +148,7 @@ class Composition:
             headers=f"x-fairgate-model: {name}\r\n".encode(),
             usage_in_streams=model.usage_in_streams == "auto",
             max_model_len=length,
+            cached_token_weight=model.cached_token_weight,
         )
         for known_as in (name, *model.aliases):
             self.routes.table[known_as] = route
@@ -171,6 +183,13 @@ def principals(config: Config) -> dict[bytes, Principal]:
             expires=key.expires.timestamp() if key.expires else None,
         )
     return known
+
+
+def _courier(config: Config) -> Courier | None:
+    if config.redis is None:
+        return None
+    store = Redis(config.redis, config.redis_prefix)
+    return Courier(store, config.when_redis_is_down, microseconds(), config.workers)
 
 
 def _shortest(*lengths: int | None) -> int | None:

@@ -5,13 +5,18 @@ GatewayError
 │   ├── RequestTooLarge     413
 │   ├── UnsupportedMedia    415
 │   ├── RequestTimeout      408   it did not arrive in time
-│   └── HeadersTooLarge     431
+│   ├── HeadersTooLarge     431
+│   └── TooLargeForLimit    400   a limit of the caller's own is smaller than this one request
 ├── Unauthorized            401   no key, or not one of ours
 ├── NotFound                404   no such path
 │   └── ModelNotFound       404   no such model, or not for this key: the same answer
 ├── MethodNotAllowed        405
+├── RateLimited             429   a limit of the caller's own has no room now
+│   └── QuotaSpent          429   and will have none for long
 ├── Overloaded              503   no room now (Anthropic: 529)
-│   └── Draining            503   the gateway is stopping
+│   ├── Draining            503   the gateway is stopping
+│   ├── PoolFull            503   a limit of the model has no room now
+│   └── LimitsUnavailable   503   limits cannot be checked, and the operator wants them checked
 ├── UpstreamFailed          502   an engine broke
 │   └── UpstreamMisconfigured 502 our own credential or name was refused: no retry helps
 ├── UpstreamSlow            504
@@ -34,6 +39,7 @@ from backends.errors import (
     StreamFailed,
     UpstreamTimeout,
 )
+from gateway.terms import Standings
 
 
 class GatewayError(Exception):
@@ -53,6 +59,9 @@ class GatewayError(Exception):
     param: str | None = None
     #: More header fields for this answer, such as `allow`.
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    #: The rule that refused, by its label, and how the caller stands with its limits.
+    limited_by: str = ""
+    standings: Standings = (None, None)
 
 
 class InvalidRequest(GatewayError):
@@ -99,6 +108,14 @@ class HeadersTooLarge(InvalidRequest):
 
     status = 431
     code = "headers_too_large"
+
+
+class TooLargeForLimit(InvalidRequest):
+    """Raised when a limit can never have room for a request: waiting would not help."""
+
+    code = "request_too_large_for_limit"
+    outcome = "limited"
+    should_retry = False
 
 
 class Unauthorized(GatewayError):
@@ -152,6 +169,28 @@ class MethodNotAllowed(GatewayError):
         self.headers = ((b"allow", allow.encode()),)
 
 
+class RateLimited(GatewayError):
+    """Raised when one of the caller's own limits has no room. `type` says of what."""
+
+    status = 429
+    type = "requests"
+    anthropic_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    outcome = "limited"
+
+    def __init__(self, message: str, of: str | None = None) -> None:
+        super().__init__(message)
+        if of is not None:
+            self.type = of  # type: ignore[misc]  # what this one has too little of
+
+
+class QuotaSpent(RateLimited):
+    """Raised when the budget of a day or a month is used up."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
 class Overloaded(GatewayError):
     """Raised when there is no room for the request now."""
 
@@ -166,6 +205,21 @@ class Draining(Overloaded):
     """Raised while the gateway is stopping: another instance, or the next one, will serve it."""
 
     outcome = "drained"
+
+
+class PoolFull(Overloaded):
+    """Raised when a limit of the model itself, which all callers share, has no room."""
+
+    outcome = "limited"
+
+
+class LimitsUnavailable(Overloaded):
+    """Raised while limits cannot be checked and nothing may pass unchecked."""
+
+    headers = ((b"x-fairgate-limits", b"degraded"),)
+
+    def __init__(self) -> None:
+        super().__init__("Limits cannot be checked at the moment; please try again.")
 
 
 class UpstreamFailed(GatewayError):

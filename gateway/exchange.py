@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -10,16 +11,16 @@ from backends.base import Call
 from backends.errors import BackendError
 from gateway import accept, passing
 from gateway.account import Account
-from gateway.admit import Admission
+from gateway.admit import Admission, Permit
 from gateway.authenticate import Keys, authenticate
 from gateway.endpoints.base import Endpoint
-from gateway.errors import ClientGone, GatewayError, InternalError, from_backend
+from gateway.errors import ClientGone, GatewayError, InternalError, InvalidRequest, from_backend
 from gateway.relay import ClientStalled, Relay
 from gateway.reply import Caller, Reply, State
 from gateway.route import Route, Routes
 from gateway.salts import Salts
 from gateway.settings import Config
-from gateway.terms import Ask, Head, Principal, Record
+from gateway.terms import Ask, Head, Principal, Record, Usage
 from gateway.wire.answer import Translator
 
 
@@ -103,14 +104,23 @@ class Exchange:
             accept.check_size(body, caps.body)
             translator = endpoint.translator(ask, route, caps)
 
-            permit = await gateway.admission.admit(principal, ask, route)
+            permit = await gateway.admission.admit(
+                record.request_id,
+                principal,
+                route,
+                translator.size,
+                tokens=endpoint.charges_tokens,
+            )
             record.admitted = time.monotonic()
+            self.reply.more_headers += endpoint.limit_lines(permit.standings) + permit.headers
             try:
                 await self._send(principal, ask, route, translator)
             finally:
-                record.usage = translator.used()
+                failure = self._ending or sys.exception()
+                if failure is not None:
+                    self._not_served(permit, translator, failure)
+                record.usage = permit.settle(translator.usage, translator.events)
                 record.dropped_fields = translator.dropped
-                permit.settle(record.usage)
 
     async def _send(
         self, principal: Principal, ask: Ask, route: Route, translator: Translator
@@ -138,6 +148,18 @@ class Exchange:
                 record.first_event = relay.first_event
                 record.replica = turn.replica.url if turn.replica else ""
 
+    def _not_served(self, permit: Permit, translator: Translator, exc: BaseException) -> None:
+        """What a request costs of whose answer the caller saw nothing, by whose doing that was."""
+        # What opens a stream of messages is no token yet; of a plain answer no events are counted.
+        if self.record.first_event and (translator.events or not self.record.stream):
+            return
+        if isinstance(exc, BackendError):
+            exc = from_backend(exc)
+        if isinstance(exc, InvalidRequest):
+            permit.settle(Usage(exact=True), 0)  # the engine refused it: a request, no tokens
+        elif not isinstance(exc, ClientGone) or not self.record.attempts:
+            permit.refund()
+
     # Endings from outside
 
     def gone(self) -> None:
@@ -160,6 +182,7 @@ class Exchange:
         if self.reply.state is State.ENDED:
             return  # it is answered; what failed since then is nobody's
         self.record.outcome = exc.outcome
+        self.record.limited_by = exc.limited_by
         if self.reply.state is State.NONE:
             self.record.status = self._endpoint.status(exc)
         self.reply.refuse(exc)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from operator import add
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -19,7 +23,6 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
 
 from backends.base import Replica
 from backends.errors import BackendError
@@ -29,7 +32,6 @@ from gateway.terms import Record
 OTHER = "other"
 MOST_VALUES = 256
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_DIRECTIONS = ("prompt", "cached", "completion")
 
 
 class Histogram:
@@ -44,13 +46,6 @@ class Histogram:
     def observe(self, seconds: float) -> None:
         self.counts[bisect_left(_SECONDS, seconds)] += 1
         self.sum += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        total, told = 0, []
-        for bound, count in zip((*map(str, _SECONDS), "+Inf"), self.counts, strict=True):
-            total += count
-            told.append((bound, float(total)))
-        return told
 
 
 class Names:
@@ -88,10 +83,14 @@ class Metrics:
         self.tokens: Counter[tuple[str, str, str]] = Counter()
         self.retries: Counter[tuple[str, str]] = Counter()
         self.stream_failures: Counter[tuple[str, str]] = Counter()
+        self.limited: Counter[tuple[str, str]] = Counter()
         self.aborts: Counter[str] = Counter()
         self.unknown_fields = 0
         self.log_lines_dropped = 0
         self.loop_lag = 0.0
+        self.limits_degraded = False
+        self.limits_decided_here = 0
+        self.limits_settlements_dropped = 0
 
     def close(self, record: Record, seconds: float) -> None:
         """Count one finished request that took `seconds`."""
@@ -111,6 +110,8 @@ class Metrics:
         if record.outcome == "client_gone" and record.attempts:
             self.aborts["streaming" if record.first_event else "waiting"] += 1
         self.unknown_fields += record.dropped_fields
+        if record.limited_by:
+            self.limited[team, record.limited_by] += 1
 
     # Observer
 
@@ -120,96 +121,158 @@ class Metrics:
     def retried(self, pool: str, reason: str) -> None:
         self.retries[self.models[pool], reason] += 1
 
+    def counts(self) -> Counts:
+        """Everything as plain numbers, the gauges as they are now."""
+        labelled: dict[str, Counter[Any]] = {
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "retries": self.retries,
+            "stream_failures": self.stream_failures,
+            "limited": self.limited,
+        }
+        counts: Counts = {
+            name: [(list(map(str, labels)), [n]) for labels, n in kept.items()]
+            for name, kept in labelled.items()
+        }
+        counts["aborts"] = [([phase], [n]) for phase, n in self.aborts.items()]
+        for name, histograms in (("seconds", self.seconds), ("first_event", self.first_event)):
+            counts[name] = [(list(of), [*h.counts, h.sum]) for of, h in histograms.items()]
+        replicas = [
+            ([pool.name, replica.url], replica)
+            for pool in list(self._gauges.pools())[:MOST_VALUES]
+            for replica in pool.replicas[:MOST_VALUES]
+        ]
+        counts["in_flight"] = [(labels, [replica.in_flight]) for labels, replica in replicas]
+        counts["up"] = [(labels, [int(r.last_error is None)]) for labels, r in replicas]
+        counts["unknown_fields"] = [([], [self.unknown_fields])]
+        counts["log_lines_dropped"] = [([], [self.log_lines_dropped])]
+        counts["loop_lag"] = [([], [self.loop_lag])]
+        counts["limits_degraded"] = [([], [int(self.limits_degraded)])]
+        counts["limits_decided_here"] = [([], [self.limits_decided_here])]
+        counts["limits_settlements_dropped"] = [([], [self.limits_settlements_dropped])]
+        return counts
+
     def render(self) -> bytes:
-        """The text form (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Exposition(self, self._gauges))
-        return generate_latest(registry)
+        return render([self.counts()])
 
 
-class _Exposition(Collector):
-    def __init__(self, metrics: Metrics, gauges: Gauges) -> None:
-        self._metrics = metrics
-        self._gauges = gauges
+# Counts of several processes
+
+#: By the name of its family: labels, and the numbers counted under them. JSON holds them too.
+Counts = dict[str, list[tuple[list[str], list[float]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric. `combine` makes one number of two processes'; `stays` when its process ends."""
+
+    name: str
+    text: str
+    labels: tuple[str, ...] = ()
+    kind: Callable[..., Any] = CounterMetricFamily
+    combine: Callable[[float, float], float] = add
+    stays: bool = True
+
+    def metric(self, series: Series) -> Metric:
+        metric: Any = self.kind(self.name, self.text, labels=self.labels)
+        for labels, numbers in series.items():
+            if self.kind is HistogramMetricFamily:
+                bounds = (*map(str, _SECONDS), "+Inf")
+                buckets = list(zip(bounds, accumulate(numbers[:-1]), strict=True))
+                metric.add_metric(labels, buckets, numbers[-1])
+            else:
+                metric.add_metric(labels, numbers[0])
+        return metric  # type: ignore[no-any-return]
+
+
+Series = dict[tuple[str, ...], list[float]]
+_PATH = ("endpoint", "model")
+_REPLICA = ("model", "replica")
+_gauge = partial(Family, kind=GaugeMetricFamily, stays=False)
+
+FAMILIES = {
+    "requests": Family("fairgate_requests", "Finished requests.", (*_PATH, "team", "status")),
+    "tokens": Family("fairgate_tokens", "Tokens used.", ("model", "team", "direction")),
+    "retries": Family(
+        "fairgate_retries", "Attempts made again on another replica.", ("model", "reason")
+    ),
+    "stream_failures": Family(
+        "fairgate_stream_failures",
+        "Attempts that failed on the model server's side.",
+        ("model", "reason"),
+    ),
+    "aborts": Family(
+        "fairgate_upstream_aborts",
+        "Requests ended on the model server because the caller left.",
+        ("phase",),
+    ),
+    "unknown_fields": Family("fairgate_unknown_fields", "Request fields left out."),
+    "limited": Family("fairgate_limited", "Requests refused by a limit.", ("team", "rule")),
+    "limits_decided_here": Family(
+        "fairgate_limits_decided_here", "Requests whose limits were decided without Redis."
+    ),
+    "limits_settlements_dropped": Family(
+        "fairgate_limits_settlements_dropped", "Requests whose use Redis will never hear of."
+    ),
+    "log_lines_dropped": Family("fairgate_log_lines_dropped", "Log lines lost."),
+    "worker_restarts": Family(
+        "fairgate_worker_restarts", "Serving processes that ended by themselves."
+    ),
+    "seconds": Family(
+        "fairgate_request_seconds", "From head to last byte.", _PATH, HistogramMetricFamily
+    ),
+    "first_event": Family(
+        "fairgate_time_to_first_event_seconds",
+        "From head to the first event or plain answer.",
+        _PATH,
+        HistogramMetricFamily,
+    ),
+    "in_flight": _gauge("fairgate_in_flight", "Requests under way.", _REPLICA),
+    "up": _gauge("fairgate_replica_up", "1 unless its last attempt failed.", _REPLICA, combine=min),
+    "limits_degraded": _gauge("fairgate_limits_degraded", "1 while Redis is away.", combine=max),
+    "loop_lag": _gauge(
+        "fairgate_event_loop_lag_seconds", "How late the event loop last woke.", combine=max
+    ),
+}
+
+
+class Sum:
+    """The counts of several processes as one's. Mutable state: `series`, by family."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, Series] = {name: {} for name in FAMILIES}
+        for name, family in FAMILIES.items():
+            if family.stays and not family.labels:
+                self.series[name][()] = [0]
+
+    def add(self, counts: Counts, *, ended: bool = False) -> None:
+        """Add a process's. Of one that has `ended` only what it counted goes on, no gauge."""
+        for name, told in counts.items():
+            family, series = FAMILIES[name], self.series[name]
+            if ended and not family.stays:
+                continue
+            for labels, numbers in told:
+                known = series.get(tuple(labels))
+                if known is not None:
+                    numbers = list(map(family.combine, known, numbers))
+                series[tuple(labels)] = numbers
+
+    def counts(self) -> Counts:
+        return {
+            name: [(list(labels), numbers) for labels, numbers in series.items()]
+            for name, series in self.series.items()
+        }
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._counters()
-        yield from self._histograms()
-        yield from self._replicas()
-        lag = GaugeMetricFamily(
-            "fairgate_event_loop_lag_seconds", "How late the event loop last woke."
-        )
-        lag.add_metric([], self._metrics.loop_lag)
-        yield lag
-
-    def _counters(self) -> Iterator[Metric]:
-        m = self._metrics
-        yield _counter(
-            "fairgate_requests",
-            "Finished requests.",
-            ("endpoint", "model", "team", "status"),
-            ((tuple(map(str, key)), value) for key, value in m.requests.items()),
-        )
-        yield _counter(
-            "fairgate_tokens", "Tokens used.", ("model", "team", "direction"), m.tokens.items()
-        )
-        yield _counter(
-            "fairgate_retries",
-            "Attempts made again on another replica.",
-            ("model", "reason"),
-            m.retries.items(),
-        )
-        yield _counter(
-            "fairgate_stream_failures",
-            "Attempts that failed on the model server's side.",
-            ("model", "reason"),
-            m.stream_failures.items(),
-        )
-        yield _counter(
-            "fairgate_upstream_aborts",
-            "Requests ended on the model server because the caller left.",
-            ("phase",),
-            (((phase,), value) for phase, value in m.aborts.items()),
-        )
-        yield _counter(
-            "fairgate_unknown_fields", "Request fields left out.", (), [((), m.unknown_fields)]
-        )
-        yield _counter(
-            "fairgate_log_lines_dropped", "Log lines lost.", (), [((), m.log_lines_dropped)]
-        )
-
-    def _histograms(self) -> Iterator[Metric]:
-        for name, text, kept in (
-            ("fairgate_request_seconds", "From head to last byte.", self._metrics.seconds),
-            (
-                "fairgate_time_to_first_event_seconds",
-                "From head to the first event or plain answer.",
-                self._metrics.first_event,
-            ),
-        ):
-            family = HistogramMetricFamily(name, text, labels=("endpoint", "model"))
-            for labels, histogram in kept.items():
-                family.add_metric(labels, histogram.buckets(), histogram.sum)
-            yield family
-
-    def _replicas(self) -> Iterator[Metric]:
-        labels = ("model", "replica")
-        flying = GaugeMetricFamily("fairgate_in_flight", "Requests under way.", labels=labels)
-        up = GaugeMetricFamily(
-            "fairgate_replica_up", "1 unless its last attempt failed.", labels=labels
-        )
-        for pool in list(self._gauges.pools())[:MOST_VALUES]:
-            for replica in pool.replicas[:MOST_VALUES]:
-                flying.add_metric((pool.name, replica.url), replica.in_flight)
-                up.add_metric((pool.name, replica.url), replica.last_error is None)
-        yield flying
-        yield up
+        for name, family in FAMILIES.items():
+            yield family.metric(self.series[name])
 
 
-def _counter(
-    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], int]]
-) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for value, count in values:
-        family.add_metric(value, count)
-    return family
+def render(processes: Iterable[Counts]) -> bytes:
+    """The text form (https://prometheus.io/docs/instrumenting/exposition_formats/) of the sums."""
+    whole = Sum()
+    for counts in processes:
+        whole.add(counts)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(whole)
+    return generate_latest(registry)

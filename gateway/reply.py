@@ -8,12 +8,14 @@ connection where a plain answer had begun, since no byte could mend it.
 from __future__ import annotations
 
 import asyncio
+import math
 from enum import IntEnum
 from typing import Any, Protocol
 
 import orjson
 
 from gateway.errors import GatewayError
+from gateway.terms import Standings
 
 #: Header fields in the form they travel in, each with its line end: made once, sent often.
 Lines = bytes
@@ -66,6 +68,8 @@ class Speech(Protocol):
     def status(self, exc: GatewayError) -> int: ...
     def error_object(self, exc: GatewayError, request_id: str) -> dict[str, Any]: ...
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes: ...
+    def limit_lines(self, standings: Standings) -> Lines:
+        """Header fields of how the caller stands with its limits."""
 
 
 class State(IntEnum):
@@ -158,8 +162,10 @@ class Reply:
         body = orjson.dumps(self._speech.error_object(exc, self._request_id))
         headers = _JSON_HEADERS + b"".join(b"%b: %b\r\n" % field for field in exc.headers)
         if exc.retry_after is not None:
-            headers += b"retry-after: %d\r\n" % max(1, round(exc.retry_after))
-            headers += b"retry-after-ms: %d\r\n" % round(exc.retry_after * 1000)
+            # Rounded up: who comes back too early is refused again.
+            headers += b"retry-after: %d\r\n" % max(1, math.ceil(exc.retry_after))
+            headers += b"retry-after-ms: %d\r\n" % math.ceil(exc.retry_after * 1000)
+        headers += self._speech.limit_lines(exc.standings)
         if exc.should_retry is not None:
             headers += b"x-should-retry: %b\r\n" % (b"true" if exc.should_retry else b"false")
         self._start(self._speech.status(exc), headers, len(body))

@@ -17,7 +17,8 @@ class Route:
 
     `model` is the configured name, which an alias stands for: permission goes by it.
     `caps_by_team` has the teams with caps of their own; `headers` are lines for every answer;
-    `event_limit` in bytes; `max_model_len` in tokens, where the server told it.
+    `event_limit` in bytes; `max_model_len` in tokens, where the server told it;
+    `cached_token_weight` is what a cached prompt token counts.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Route:
     headers: bytes = b""
     usage_in_streams: bool = True
     max_model_len: int | None = None
+    cached_token_weight: float = 0.1
 
     def caps_for(self, team: str) -> Caps:
         return self.caps_by_team.get(team, self.caps)

@@ -4,6 +4,7 @@ Nothing here reads a file or the environment: `config` does, and gives these out
 marked with `Text` is a plain value here (seconds, bytes, an `Address`) and text in the file.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -97,6 +98,11 @@ WrittenRate = Annotated[
     Text("a whole number of at least 1, or {limit, burst}", _rate, lambda rate: rate.limit),
 ]
 
+#: The windows that are buckets, in microseconds. A bucket holds as many fractions of what is
+#: counted as drain in one; half of what Redis' scripts count exactly is left for debts.
+_BUCKETS = {"second": 10**6, "minute": 60 * 10**6}
+_LARGEST_ROOM = 1 << 52
+
 Counted = Literal["requests", "tokens"]
 Window = Literal["second", "minute", "hour", "day", "month"]
 
@@ -127,9 +133,17 @@ class Limits(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            if rule.window in ("hour", "day", "month") and rule.burst is not None:
-                name = f"{rule.counted}_per_{rule.window}"
+            if rule.burst is None:
+                continue
+            name = f"{rule.counted}_per_{rule.window}"
+            if rule.window in ("hour", "day", "month"):
                 raise ValueError(f"{name} takes no burst: its window is fixed, not a bucket")
+            width = _BUCKETS[rule.window]
+            if rule.burst * width // math.gcd(width, rule.limit) > _LARGEST_ROOM:
+                raise ValueError(
+                    f"{name} is too large to be counted exactly: at most "
+                    f"{_LARGEST_ROOM // width:,}, or as much as rounder numbers allow"
+                )
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from backends.base import Demand
 
@@ -79,12 +79,42 @@ class Ask:
     wants_usage: bool = False
 
 
+class Size(Struct, frozen=True):
+    """How large a request is, as far as that can be seen without a tokenizer.
+
+    `text_bytes` are those of its JSON that become the prompt, `tokens` the prompt tokens known
+    otherwise: token ids, counted, and media by a table. `output_limit` is the most tokens one
+    answer may have, None for no limit; `answers` is how many there will be.
+    """
+
+    text_bytes: int = 0
+    tokens: int = 0
+    output_limit: int | None = None
+    answers: int = 1
+
+
+class Standing(Struct, frozen=True):
+    """How a caller stands with one limit: the most at once, what is left of it now, and in how
+    many milliseconds all of it is there again; `at` is when, in seconds since the epoch. Both are
+    rounded up.
+    """
+
+    limit: int
+    remaining: int
+    reset: int
+    at: int
+
+
+#: Of the limit on requests and of that on tokens that leaves least; None where there is none.
+Standings = tuple[Standing | None, Standing | None]
+
+
 @dataclass(slots=True)
 class Record:
     """What is told of one request when it is over: the log line and the metrics.
 
     Times are seconds of the monotonic clock, which the event loop's is too.
-    `endpoint` is a path of our table or `other`.
+    `endpoint` is a path of our table or `other`; `limited_by` the rule that refused it, if one did.
     """
 
     request_id: str
@@ -106,4 +136,5 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     dropped_fields: int = 0
+    limited_by: str = ""
     usage: Usage = field(default_factory=Usage)

@@ -23,6 +23,19 @@ _SIZE = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LONGEST = 31 * _DURATION["d"]
 _LARGEST = 1 << 50
 _NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})?"
+#: What follows the hosts in the URLs of Redis, and what is said of anything else.
+_REDIS = {
+    "redis": (r"(/[0-9]*)?", "wanted a database's number after the host: redis://host:6379/0"),
+    "rediss": (r"(/[0-9]*)?", "wanted a database's number after the host: rediss://host:6379/0"),
+    "redis+sentinel": (
+        r"/[^/]+(/[0-9]*)?",
+        "wanted the service's name after the hosts: redis+sentinel://host,host/service/db",
+    ),
+    "redis+cluster": (
+        r"(/0?)?",
+        "wanted nothing after the hosts, a cluster has no databases: redis+cluster://host,host",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +200,26 @@ def origin(text: str) -> str:
 
 
 def redis_url(text: str) -> str:
+    """A server's, `redis://host:6379/0`, or that of several, `redis+cluster://host,host`."""
     scheme = text.partition("://")[0]
-    if scheme not in ("redis", "rediss", "redis+sentinel", "redis+cluster") or "://" not in text:
+    if scheme not in _REDIS or "://" not in text:
         raise ValueError("wanted redis://, rediss://, redis+sentinel:// or redis+cluster://")
+    try:
+        parts = urlsplit(text)
+        hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+        reached = all(host.hostname and host.port != 0 for host in hosts)
+    except ValueError:
+        reached = False
+    if not reached or parts.fragment or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(
+            f"wanted {scheme}://host or host:port, the port from 1 to 65535; "
+            "in a password @ is written %40, / is %2F, # is %23"
+        )
+    path, reason = _REDIS[scheme]
+    if not re.fullmatch(path, parts.path):
+        raise ValueError(reason)
+    if len(hosts) > 1 and "+" not in scheme:
+        raise ValueError("several hosts are for redis+sentinel:// and redis+cluster://")
     return text
 
 

@@ -15,9 +15,10 @@ from rich.table import Table
 
 from backends.launch import Engine, Launched, Progress
 from gateway import config as configuration
+from gateway.listeners import CannotStart, check_free
 from gateway.settings import Config, Key, Team, Timeouts
 from gateway.units import Address
-from gateway.worker import CannotStart, Worker, check_free
+from gateway.worker import Worker
 
 #: How often a terminal that cannot be redrawn hears of an engine that loads, in seconds.
 _PLAIN_EVERY = 10.0

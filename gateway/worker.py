@@ -1,4 +1,8 @@
-"""One serving process: the uvicorn servers of its ports, and a graceful end."""
+"""One serving process: what it does while it lives, and a graceful end.
+
+Alone it is the whole gateway (`run`). Started by the supervisor as one of several (`main`) it is
+given its configuration and its sockets over a channel, and told there when to end.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +11,51 @@ import contextlib
 import gc
 import logging
 import os
+import pickle
 import resource
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from pathlib import Path
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import uvicorn
+import msgspec
 import uvloop
 
-from gateway.admin import admin
+from backends.guard import die_with_parent
+from gateway import status
 from gateway.app import App, State
+from gateway.channel import Channel, ChannelEnded, Handler
 from gateway.composition import Composition
 from gateway.errors import Draining
 from gateway.front import Door, Front
-from gateway.logs import LineLog, tell_of_fault
+from gateway.limits.report import Told
+from gateway.listeners import CannotStart, Server, admin_server, bound, server, shown
+from gateway.logs import LineLog, set_up_diagnostics, tell_of_fault
+from gateway.metrics import Counts, render
 from gateway.settings import Config
-from gateway.units import Address
 
 logger = logging.getLogger("fairgate")
 
 #: Descriptors left for logs, listeners, the admin port and libraries.
 _SPARE_DESCRIPTORS = 64
 _LAG_EVERY = 0.5
-_BACKLOG = 2048
+_COUNTS_EVERY = 1.0
 _FAREWELL = 1.0
-
-
-class CannotStart(Exception):
-    """Raised when an address cannot be listened on; the text says which and why."""
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handling: the worker decides when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_LAST_SETTLEMENTS = 2.0
 
 
 class Worker:
-    """Mutable state: `state`, what the process says of itself; whether it was told to `_stop` and
-    to `_hurry`; the tasks it holds.
+    """Mutable state: `state`, what the process says of itself; whether it was told to `stop` and
+    to `hurry`; the tasks it holds.
     """
 
     def __init__(self, config: Config, secret: str, log_fd: int) -> None:
         self.config = config
         self.state = State()
-        self._secret = secret
         self.admin_address: str | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -67,25 +64,35 @@ class Worker:
         self.composition = Composition(config, secret, self._log, time.monotonic)
         self._tasks: list[asyncio.Task[None]] = []
 
-    # The admin port's `Workers`
+    # The admin port's `Workers`, of one
 
     @property
     def ready(self) -> bool:
         return self.state.ready
 
     async def metrics(self) -> bytes:
-        self.composition.metrics.log_lines_dropped = self._log.dropped
-        return self.composition.metrics.render()
+        return render([self.counts()])
 
     async def status(self) -> dict[str, Any]:
-        routes = self.composition.routes
-        return {
-            "ready": self.ready,
-            "live_requests": len(self.composition.gateway.live),
-            "upstream_connections": self.composition.transport.open_connections,
-            "models": {name: route.pool.name for name, route in routes.table.items()},
-            "pools": {pool.name: _pool_status(pool) for pool in routes.pools()},
-        }
+        told = status.of_worker(self.composition)
+        one = status.worker(os.getpid(), self.ready, told["live_requests"], self.state.started, 0)
+        return {"ready": self.ready, **told, "workers": [one]}
+
+    async def limits(self, key: str | None, team: str | None) -> Told:
+        return await self.composition.report.shown(key, team)
+
+    async def reset_limits(self, key: str | None, team: str | None) -> Told:
+        return await self.composition.report.reset(key, team)
+
+    def counts(self) -> Counts:
+        """What it has counted so far, and its gauges."""
+        metrics, courier = self.composition.metrics, self.composition.courier
+        metrics.log_lines_dropped = self._log.dropped
+        if courier is not None:
+            metrics.limits_degraded = courier.degraded
+            metrics.limits_decided_here = courier.decided_here
+            metrics.limits_settlements_dropped = courier.dropped
+        return metrics.counts()
 
     # Its life
 
@@ -103,35 +110,73 @@ class Worker:
             self._hurry.set()
         self._stop.set()
 
+    def hurry(self) -> None:
+        """End at once."""
+        self.stop()
+        self._hurry.set()
+
+    async def stopped(self) -> None:
+        """Wait until it was told to stop."""
+        await self._stop.wait()
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[list[str]]:
         """Serve while the block lasts, on the addresses it is given. Raises CannotStart."""
+        data = self._prepared()
+        with contextlib.ExitStack() as held:
+            sockets = [bound(address, held) for address in self.config.listen]
+            servers = [(data, sockets)]
+            if self.config.admin_listen is not None:
+                at = bound(self.config.admin_listen, held)
+                self.admin_address = shown(self.config.admin_listen, at)
+                servers.append((admin_server(self, self.config), [at]))
+            # At once, so that `/readyz` can say that it is not ready yet.
+            serving = [self.hold(each.serve(sockets=at)) for each, at in servers]
+            await self._learnt()
+            self.state.ready = True
+            try:
+                yield [shown(*each) for each in zip(self.config.listen, sockets, strict=True)]
+            finally:
+                await self._end([each for each, _ in servers], serving)
+
+    @contextlib.asynccontextmanager
+    async def serving_among(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
+        """Serve while the block lasts, on sockets that other workers listen on too.
+
+        Not before the servers were asked: who comes meanwhile finds a worker that knows its model.
+        """
+        data = self._prepared()
+        await self._learnt()
+        self.state.ready = True
+        serving = [self.hold(data.serve(sockets=list(sockets)))]
+        try:
+            yield
+        finally:
+            await self._end([data], serving)
+
+    def _prepared(self) -> Server:
+        """The server of the data port, not listening yet. Raises CannotStart."""
         self._loop.set_exception_handler(tell_of_fault)
         allowed = raise_descriptor_limit()
         most = self.config.bounds.connections or max(16, (allowed - _SPARE_DESCRIPTORS) // 2)
         logger.info("up to %d connections (%d file descriptors)", most, allowed)
-        with contextlib.ExitStack() as held:
-            sockets = [_bound(address, held) for address in self.config.listen]
-            servers = [(self._data_server(most), sockets)]
-            if self.config.admin_listen is not None:
-                at = _bound(self.config.admin_listen, held)
-                self.admin_address = _shown(self.config.admin_listen, at)
-                servers.append((self._admin_server(), [at]))
-            first_round = asyncio.Event()
-            self._hold(self.composition.learn(first_round.set))
-            self._hold(self._measure_lag())
-            serving = [self._hold(server.serve(sockets=at)) for server, at in servers]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.timeouts.connect * 2):
-                    await first_round.wait()
-            settle_collector()
-            self.state.ready = True
-            try:
-                yield [_shown(*each) for each in zip(self.config.listen, sockets, strict=True)]
-            finally:
-                await self._end([server for server, _ in servers], serving)
+        return self._data_server(most)
 
-    def _hold(self, coroutine: Any) -> asyncio.Task[None]:
+    async def _learnt(self) -> None:
+        """Until every server was asked once and Redis was looked for, but not for long."""
+        if self.composition.courier is not None:
+            await self.composition.courier.start()
+            self.hold(self.composition.courier.run())
+        first_round = asyncio.Event()
+        self.hold(self.composition.learn(first_round.set))
+        self.hold(self._measure_lag())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeouts.connect * 2):
+                await first_round.wait()
+        settle_collector()
+
+    def hold(self, coroutine: Any) -> asyncio.Task[None]:
+        """Run something for as long as the worker lives."""
         task: asyncio.Task[None] = self._loop.create_task(coroutine)
         self._tasks.append(task)
         return task
@@ -143,8 +188,8 @@ class Worker:
         if data.server_state.connections:
             # Whoever routes to us needs a moment to see that we are not ready any more.
             await self._pause(times.lame_duck)
-        for server in servers:
-            server.should_exit = True
+        for each in servers:
+            each.should_exit = True
         deadline = self._loop.time() + times.drain
         while live and self._loop.time() < deadline and not self._hurry.is_set():
             await self._pause(0.05)
@@ -155,12 +200,14 @@ class Worker:
                 await asyncio.wait(serving)
         for connection in list(data.server_state.connections):
             connection.transport.abort()
-        for server in servers:
-            server.force_exit = True
+        for each in servers:
+            each.force_exit = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.composition.transport.close()
+        if self.composition.courier is not None:
+            await self.composition.courier.close(_LAST_SETTLEMENTS)
         await self._loop.run_in_executor(None, self._log.close, _FAREWELL)
 
     async def _pause(self, seconds: float) -> None:
@@ -174,8 +221,6 @@ class Worker:
             await asyncio.sleep(_LAG_EVERY)
             self.composition.metrics.loop_lag = max(0.0, self._loop.time() - due)
 
-    # uvicorn
-
     def _data_server(self, connections: int) -> Server:
         config, times, bounds = self.config, self.config.timeouts, self.config.bounds
         door = Door(
@@ -184,40 +229,14 @@ class Worker:
             header_fields=bounds.header_fields,
             connections=connections,
         )
-        app = App(self.composition.gateway, self.state, time.monotonic)
-        front = type("ConfiguredFront", (Front,), {"door": door})
-        tls = config.tls
-        return Server(
-            _settings(
-                app,
-                http=front,
-                timeout_keep_alive=times.keep_alive,
-                ssl_certfile=tls.cert_file,
-                ssl_keyfile=tls.key_file,
-                ssl_version=ssl.PROTOCOL_TLS_SERVER,
-            )
+        return server(
+            App(self.composition.gateway, self.state, time.monotonic),
+            http=type("ConfiguredFront", (Front,), {"door": door}),
+            timeout_keep_alive=times.keep_alive,
+            ssl_certfile=config.tls.cert_file,
+            ssl_keyfile=config.tls.key_file,
+            ssl_version=ssl.PROTOCOL_TLS_SERVER,
         )
-
-    def _admin_server(self) -> Server:
-        app = admin(self, self.config.admin_key_sha256)
-        return Server(_settings(app, http="httptools", timeout_keep_alive=75))
-
-
-def _settings(app: Any, **more: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        interface="asgi3",
-        lifespan="off",
-        ws="none",
-        loop="none",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=None,
-        **more,
-    )
 
 
 def run(config: Config, secret: str, started: Callable[[list[str]], None]) -> None:
@@ -227,13 +246,6 @@ def run(config: Config, secret: str, started: Callable[[list[str]], None]) -> No
         await Worker(config, secret, sys.stdout.fileno()).run(started)
 
     uvloop.run(serve())
-
-
-def check_free(addresses: Iterable[Address]) -> None:
-    """Raises CannotStart where one of the addresses cannot be listened on now."""
-    with contextlib.ExitStack() as held:
-        for address in addresses:
-            _bound(address, held)
 
 
 def settle_collector() -> None:
@@ -257,64 +269,105 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
-def _bound(address: Address, held: contextlib.ExitStack) -> socket.socket:
-    try:
-        if address.path is not None:
-            return _unix(address.path, held)
-        host = address.host or ""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        if family is socket.AF_INET6:
-            sock = socket.socket(family)
-            # One socket for each family: `[::]` beside `0.0.0.0` must both be possible.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        else:
-            sock = socket.socket(family)
-        held.callback(sock.close)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind((host, address.port or 0))
-        sock.listen(_BACKLOG)  # bound alone, another could bind and listen first
-        sock.setblocking(False)
-        return sock
-    except OSError as exc:
-        raise CannotStart(f"cannot listen on {address}: {exc.strerror or exc}") from None
+# As one of several
 
 
-def _unix(path: str, held: contextlib.ExitStack) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    held.callback(sock.close)
-    if os.path.exists(path):
-        with socket.socket(socket.AF_UNIX) as other, contextlib.suppress(OSError):
-            other.connect(path)
-            raise CannotStart(f"cannot listen on unix:{path}: another process does")
-        os.unlink(path)  # left by a process that is gone
-    sock.bind(path)
-    held.callback(Path(path).unlink, missing_ok=True)
-    sock.listen(_BACKLOG)
-    sock.setblocking(False)
-    return sock
+class Start(msgspec.Struct):
+    """The supervisor's first word. `sockets` are inherited descriptors to listen on.
+
+    `settings` are a pickled `Config`: it holds types that JSON has not, and both ends are ours.
+    """
+
+    settings: str
+    secret: str
+    sockets: list[int]
+    log_level: str
+
+    @classmethod
+    def of(cls, config: Config, secret: str, sockets: list[int], log_level: str) -> Start:
+        return cls(b64encode(pickle.dumps(config)).decode(), secret, sockets, log_level)
+
+    @property
+    def config(self) -> Config:
+        config: Config = pickle.loads(b64decode(self.settings))
+        return config
 
 
-def _shown(address: Address, sock: socket.socket) -> str:
-    if address.path is not None:
-        return str(address)
-    host = f"[{address.host}]" if ":" in (address.host or "") else address.host
-    return f"{host}:{sock.getsockname()[1]}"
+def handlers(worker: Worker) -> dict[str, Handler]:
+    """What the supervisor may ask of a worker, or tell it, by name. Another: a line here."""
 
+    async def metrics(_: Any) -> Counts:
+        return worker.counts()
 
-def _pool_status(pool: Any) -> dict[str, Any]:
+    async def told(_: Any) -> dict[str, Any]:
+        return {"ready": worker.ready, **status.of_worker(worker.composition)}
+
+    async def limits(owner: dict[str, Any]) -> Told:
+        return await worker.limits(**owner)
+
+    async def reset_limits(owner: dict[str, Any]) -> Told:
+        return await worker.reset_limits(**owner)
+
+    async def stop(_: Any) -> None:
+        worker.stop()
+
+    async def hurry(_: Any) -> None:
+        worker.hurry()
+
     return {
-        "kind": pool.kind.name,
-        "held": pool.held,
-        "replicas": [
-            {
-                "url": replica.url,
-                "in_flight": replica.in_flight,
-                "weight": replica.weight,
-                "concurrency": replica.concurrency,
-                "cache_salt": not replica.lacks("/v1/chat/completions", "cache_salt"),
-                "last_error": replica.last_error,
-            }
-            for replica in pool.replicas
-        ],
+        "metrics": metrics,
+        "status": told,
+        "limits": limits,
+        "reset_limits": reset_limits,
+        "stop": stop,
+        "hurry": hurry,
     }
+
+
+async def work(channel: Channel) -> None:
+    """Serve as the other end of `channel` says, until it says stop or is gone."""
+    start = msgspec.convert(await channel.first(), Start)
+    set_up_diagnostics(start.log_level)
+    worker = Worker(start.config, start.secret, sys.stdout.fileno())
+    channel.listen(handlers(worker))
+    sockets = [socket.socket(fileno=number) for number in start.sockets]
+
+    async def stop_with_channel() -> None:
+        await channel.ended.wait()
+        worker.stop()
+
+    async def push() -> None:
+        while True:
+            channel.tell("metrics", worker.counts())
+            await channel.drained()
+            await asyncio.sleep(_COUNTS_EVERY)
+
+    try:
+        worker.hold(stop_with_channel())
+        async with worker.serving_among(sockets):
+            worker.hold(push())
+            channel.tell("ready")
+            await worker.stopped()
+        channel.tell("metrics", worker.counts())
+    except CannotStart as exc:
+        channel.tell("cannot_start", str(exc))
+    finally:
+        await channel.close()
+
+
+def main() -> None:
+    """`python -m gateway.worker FD`: a worker of the supervisor at the other end of `FD`."""
+    # The whole group gets a Ctrl-C, and the whole service a SIGTERM: the supervisor tells us.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+
+    async def serve() -> None:
+        with contextlib.suppress(ChannelEnded):
+            await work(await Channel.open(socket.socket(fileno=int(sys.argv[1]))))
+
+    uvloop.run(serve())
+
+
+if __name__ == "__main__":
+    main()

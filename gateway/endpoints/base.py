@@ -11,9 +11,10 @@ from msgspec import Raw
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.route import Route
 from gateway.settings import Caps
-from gateway.terms import Ask
+from gateway.terms import Ask, Size, Standings
 from gateway.wire import anthropic, caps, fields, openai
 from gateway.wire.answer import Translator
+from gateway.wire.size import conversation
 
 _object = msgspec.json.Decoder(dict[str, Raw])
 #: How deep a body may nest: more than any request needs, less than any JSON reader gives up at.
@@ -24,6 +25,8 @@ class Endpoint(Protocol):
     """One path that is served by a model server."""
 
     path: ClassVar[str]
+    #: Whether tokens are charged; a request always is.
+    charges_tokens: ClassVar[bool]
     heartbeat: bytes
 
     def read(self, body: bytes) -> Ask:
@@ -35,6 +38,7 @@ class Endpoint(Protocol):
     def status(self, exc: GatewayError) -> int: ...
     def error_object(self, exc: GatewayError, request_id: str) -> dict[str, Any]: ...
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes: ...
+    def limit_lines(self, standings: Standings) -> bytes: ...
 
 
 class Spoken:
@@ -51,6 +55,9 @@ class Spoken:
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
         return openai.error_frame(exc, request_id)
 
+    def limit_lines(self, standings: Standings) -> bytes:
+        return openai.limit_lines(standings)
+
 
 class SpokenToAnthropic(Spoken):
     """The same in the Anthropic dialect."""
@@ -65,6 +72,9 @@ class SpokenToAnthropic(Spoken):
 
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
         return anthropic.error_frame(exc, request_id)
+
+    def limit_lines(self, standings: Standings) -> bytes:
+        return anthropic.limit_lines(standings)
 
 
 OPENAI = Spoken()
@@ -85,6 +95,9 @@ class Reading:
     streams: ClassVar[bool] = True
     #: The fields in which a caller limits the output, the first of them ours to set.
     output_limits: ClassVar[tuple[str, ...]] = ()
+    charges_tokens: ClassVar[bool] = True
+    #: How large a request of this shape is.
+    measure = staticmethod(conversation)
 
     def read(self, body: bytes) -> Ask:
         sent = _decoded(body)
@@ -95,7 +108,8 @@ class Reading:
         self._require(sent)
         return Ask(model, stream, sent, wants_usage=stream and _wants_usage(sent))
 
-    def allowed_fields(self, ask: Ask, route: Route, allowed: Caps) -> dict[str, Raw]:
+    def allowed_fields(self, ask: Ask, route: Route, allowed: Caps) -> tuple[dict[str, Raw], Size]:
+        """What may go to the server, and how large it is."""
         if self.path not in route.pool.kind.paths:
             raise InvalidRequest(
                 f"The model `{ask.model}` is served by an OpenAI-compatible server that does not "
@@ -103,10 +117,9 @@ class Reading:
                 "model",
             )
         keep = route.pool.kind.name != "vllm"
-        passed = fields.checked(self.path, ask.fields, allowed, keep_unknown=keep)
-        if self.output_limits:
-            self._limit_output(passed, allowed)
-        return passed
+        passed, carried = fields.checked(self.path, ask.fields, allowed, keep_unknown=keep)
+        limit = self._limit_output(passed, allowed) if self.output_limits else 0
+        return passed, self.measure(passed, carried, limit)
 
     def _model(self, sent: dict[str, Raw]) -> str:
         if "model" not in sent:
@@ -119,23 +132,28 @@ class Reading:
                 f"`{self.required}` is missing.", self.required, "missing_required_parameter"
             )
 
-    def _limit_output(self, passed: dict[str, Raw], allowed: Caps) -> None:
+    def _limit_output(self, passed: dict[str, Raw], allowed: Caps) -> int | None:
+        """The most tokens one answer may have: of two limits the larger, as the engine may go by
+        either. None for no limit.
+        """
         cap = allowed.max_tokens.cap
-        given = False
+        largest: int | None = None
         for name in self.output_limits:
             wanted = caps.output_tokens(name, passed[name]) if name in passed else None
             if wanted is None:
                 continue
-            given = True
-            if cap is None or wanted <= cap:
-                continue
-            if allowed.max_tokens.over == "refuse":
-                raise InvalidRequest(
-                    f"`{name}`: {wanted} is over this gateway's cap of {cap}.", name
-                )
-            passed[name] = Raw(orjson.dumps(cap))
-        if cap is not None and not given:
+            if cap is not None and wanted > cap:
+                if allowed.max_tokens.over == "refuse":
+                    raise InvalidRequest(
+                        f"`{name}`: {wanted} is over this gateway's cap of {cap}.", name
+                    )
+                wanted = cap
+                passed[name] = Raw(orjson.dumps(cap))
+            largest = max(largest or 0, wanted)
+        if cap is not None and largest is None:
             passed[self.output_limits[0]] = Raw(orjson.dumps(cap))
+            return cap
+        return largest
 
 
 def _decoded(body: bytes) -> dict[str, Raw]:

@@ -15,5 +15,5 @@ class Chat(Reading, Spoken):
     output_limits = ("max_completion_tokens", "max_tokens")
 
     def translator(self, ask: Ask, route: Route, allowed: Caps) -> OpenAITranslator:
-        passed = self.allowed_fields(ask, route, allowed)
-        return OpenAITranslator(ask, passed, ask_for_usage=route.usage_in_streams)
+        passed, size = self.allowed_fields(ask, route, allowed)
+        return OpenAITranslator(ask, passed, size, ask_for_usage=route.usage_in_streams)

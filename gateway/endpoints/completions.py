@@ -7,13 +7,15 @@ from gateway.route import Route
 from gateway.settings import Caps
 from gateway.terms import Ask
 from gateway.wire.openai import OpenAITranslator
+from gateway.wire.size import completion
 
 
 class Completions(Reading, Spoken):
     path = "/v1/completions"
     required = "prompt"
     output_limits = ("max_tokens",)
+    measure = staticmethod(completion)
 
     def translator(self, ask: Ask, route: Route, allowed: Caps) -> OpenAITranslator:
-        passed = self.allowed_fields(ask, route, allowed)
-        return OpenAITranslator(ask, passed, ask_for_usage=route.usage_in_streams)
+        passed, size = self.allowed_fields(ask, route, allowed)
+        return OpenAITranslator(ask, passed, size, ask_for_usage=route.usage_in_streams)

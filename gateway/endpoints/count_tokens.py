@@ -13,6 +13,7 @@ class CountTokens(Reading, SpokenToAnthropic):
     path = "/v1/messages/count_tokens"
     required = "messages"
     streams = False
+    charges_tokens = False
 
     def translator(self, ask: Ask, route: Route, allowed: Caps) -> AnthropicTranslator:
-        return AnthropicTranslator(ask, self.allowed_fields(ask, route, allowed))
+        return AnthropicTranslator(ask, *self.allowed_fields(ask, route, allowed))

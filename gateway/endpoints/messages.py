@@ -15,4 +15,4 @@ class Messages(Reading, SpokenToAnthropic):
     output_limits = ("max_tokens",)
 
     def translator(self, ask: Ask, route: Route, allowed: Caps) -> AnthropicTranslator:
-        return AnthropicTranslator(ask, self.allowed_fields(ask, route, allowed))
+        return AnthropicTranslator(ask, *self.allowed_fields(ask, route, allowed))

@@ -14,22 +14,25 @@ import orjson
 from msgspec import Raw
 
 from backends.errors import BadAnswer, StreamFailed
-from gateway.terms import Ask, Usage
+from gateway.terms import Ask, Size, Usage
 
 _MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 _object = msgspec.json.Decoder(dict[str, Raw])
+#: Of a request that is charged nothing.
+UNMEASURED = Size()
 
 
 class Translator:
-    """One request in one dialect; its subclasses know the dialect.
+    """One request in one dialect; its subclasses know the dialect. `size` is the request's.
 
     Mutable state: `usage`, used so far; `events`, how many were relayed; `done`, whether the
     stream's own end was seen; `failed`, what the engine said went wrong inside a stream.
     """
 
-    def __init__(self, ask: Ask, fields: dict[str, Raw]) -> None:
+    def __init__(self, ask: Ask, fields: dict[str, Raw], size: Size = UNMEASURED) -> None:
+        self.size = size
         self.usage = Usage()
         self.events = 0
         self.done = False

@@ -6,6 +6,7 @@ vLLM speaks it itself, so events pass as they come.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import Raw
 
 from backends.errors import StreamFailed
 from gateway.errors import GatewayError
-from gateway.terms import Usage
+from gateway.terms import Standing, Standings, Usage
 from gateway.wire import sse
 from gateway.wire.answer import Translator
 
@@ -128,6 +129,26 @@ def error_object(exc: GatewayError, request_id: str) -> dict[str, Any]:
 def error_frame(exc: GatewayError, request_id: str) -> bytes:
     """The last words of a broken stream. Without `event:` the SDK would skip it."""
     return b"event: error\ndata: " + orjson.dumps(error_object(exc, request_id)) + b"\n\n"
+
+
+def limit_lines(standings: Standings) -> bytes:
+    """https://docs.anthropic.com/en/api/rate-limits, "Response headers"."""
+    requests, tokens = standings
+    lines = b"" if requests is None else _REQUEST_LINES % _told(requests)
+    return lines if tokens is None else lines + _TOKEN_LINES % _told(tokens)
+
+
+_REQUEST_LINES = (
+    b"anthropic-ratelimit-requests-limit: %d\r\nanthropic-ratelimit-requests-remaining: %d\r\n"
+    b"anthropic-ratelimit-requests-reset: %b\r\n"
+)
+_TOKEN_LINES = _REQUEST_LINES.replace(b"requests", b"tokens")
+
+
+def _told(standing: Standing) -> tuple[int, int, bytes]:
+    """The time of the reset is in RFC 3339."""
+    reset = datetime.fromtimestamp(standing.at, UTC)
+    return standing.limit, standing.remaining, reset.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
 
 
 def _failure(document: dict[str, Any]) -> StreamFailed:

@@ -21,7 +21,8 @@ from gateway.settings import Caps
 from gateway.wire import media
 
 T = TypeVar("T")
-Check = Callable[[str, Raw, Caps], None]
+#: What a check finds besides text is told, so that nobody looks for it again.
+Check = Callable[[str, Raw, Caps], media.Carried | None]
 
 #: How deep a schema may nest, and how much a list of words or token ids may hold.
 SCHEMA_DEPTH = 32
@@ -39,7 +40,7 @@ TEXT = Decoder(str)
 _COUNT = Decoder(int | bool | None)
 _WORD = Decoder(str | None)
 _WORDS = Decoder(str | list[Raw] | None)
-_LIST = Decoder(list[Raw] | None)
+LIST = Decoder(list[Raw] | None)
 _MAP = Decoder(dict[str, Raw] | None)
 
 
@@ -87,7 +88,7 @@ def beam_search(name: str, value: Raw, allowed: Caps) -> None:
 
 
 def tools(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, _LIST) or []
+    items = decode(name, value, LIST) or []
     _at_most(name, len(items), allowed.tools, "tools")
     for item in items:
         _schema_depth(name, item)
@@ -98,27 +99,28 @@ def schema(name: str, value: Raw, allowed: Caps) -> None:
     _schema_depth(name, value)
 
 
-def messages(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, _LIST) or []
+def messages(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
+    items = decode(name, value, LIST) or []
     _at_most(name, len(items), allowed.messages, "messages")
-    if any(map(media.possible_in, items)):
-        media.check(name, value, allowed)
+    return media.check(name, value, allowed) if any(map(media.possible_in, items)) else None
 
 
-def system(name: str, value: Raw, allowed: Caps) -> None:
+def system(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
     if media.possible_in_content(value):
-        media.check_content(name, value, allowed)
+        return media.check_content(name, value, allowed)
+    return None
 
 
 def prompts(name: str, value: Raw, allowed: Caps) -> None:
     _at_most(name, _how_many(name, value), allowed.prompts, "prompts")
 
 
-def inputs(name: str, value: Raw, allowed: Caps) -> None:
+def inputs(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
     _at_most(name, _how_many(name, value), allowed.inputs, "inputs")
     # vLLM takes messages for an input as well.
     if b"{" in bytes(value) and bytes(memoryview(value)[:1]) == b"[":
-        media.check(name, value, allowed)
+        return media.check(name, value, allowed)
+    return None
 
 
 def encoding(name: str, value: Raw, allowed: Caps) -> None:
@@ -144,7 +146,7 @@ def word_list(name: str, value: Raw, allowed: Caps) -> None:
 
 
 def token_list(name: str, value: Raw, allowed: Caps) -> None:
-    items = decode(name, value, _LIST) or []
+    items = decode(name, value, LIST) or []
     _at_most(name, len(items), LONGEST_LIST, "tokens")
 
 
@@ -165,7 +167,7 @@ def _how_many(name: str, value: Raw) -> int:
     """One text or one list of token ids is one; a list of either is as many."""
     if bytes(memoryview(value)[:1]) != b"[":
         return 1
-    items = decode(name, value, _LIST) or []
+    items = decode(name, value, LIST) or []
     return 1 if items and bytes(memoryview(items[0])[:1]).isdigit() else len(items)
 
 

@@ -15,12 +15,14 @@ from gateway.errors import InvalidRequest
 from gateway.settings import Caps
 from gateway.wire import caps
 from gateway.wire.caps import Check
+from gateway.wire.media import NOTHING, Carried
 
-#: They reach into the server or across its callers.
+#: They reach into the server or across its callers. With `stream_interval` one event has as many
+#: tokens as the caller likes, and what it pays for a stream it leaves is counted by events.
 PRIVILEGED = frozenset(
     """cache_salt chat_template documents ec_transfer_params kv_transfer_params media_io_kwargs
     mm_payload mm_processor_kwargs priority prompt_embeds request_id return_mm_kwargs
-    routed_experts_prompt_start session_id vllm_xargs watermarking""".split()
+    routed_experts_prompt_start session_id stream_interval vllm_xargs watermarking""".split()
 )
 
 
@@ -32,7 +34,7 @@ _GENERATING = """
     add_special_tokens echo frequency_penalty ignore_eos include_stop_str_in_output length_penalty
     min_p min_tokens model presence_penalty repetition_detection repetition_penalty
     return_token_ids return_token_offsets return_tokens_as_token_ids seed skip_special_tokens
-    spaces_between_special_tokens stream stream_interval stream_options temperature
+    spaces_between_special_tokens stream stream_options temperature
     thinking_token_budget top_k top_p truncate_prompt_tokens truncation_side user
 """
 _GENERATING_CAPS: dict[str, Check] = {
@@ -99,20 +101,22 @@ FIELDS: dict[str, Mapping[str, Check | None]] = {
 
 def checked(
     path: str, sent: Mapping[str, Raw], allowed: Caps, *, keep_unknown: bool
-) -> dict[str, Raw]:
-    """The fields that may go to the server; unknown ones are left out, or kept for a server
-    whose fields we do not know.
+) -> tuple[dict[str, Raw], Carried]:
+    """The fields that may go to the server, and the media they carry; unknown fields are left
+    out, or kept for a server whose fields we do not know.
 
     Raises InvalidRequest for a privileged field, one over its cap, and an unknown one where the
     configuration refuses them.
     """
     table = FIELDS[path]
     passed: dict[str, Raw] = {}
+    carried = NOTHING
     for name, value in sent.items():
         if name in table:
             check = table[name]
-            if check is not None:
-                check(name, value, allowed)
+            found = check(name, value, allowed) if check is not None else None
+            if found is not None:
+                carried = Carried(carried.bytes + found.bytes, carried.tokens + found.tokens)
             passed[name] = value
         elif name in PRIVILEGED:
             if name not in allowed.privileged:
@@ -122,4 +126,4 @@ def checked(
             passed[name] = value
         elif allowed.unknown_fields == "refuse":
             raise InvalidRequest(f"Unknown field `{name[:64]}`.", name[:64])
-    return passed
+    return passed, carried

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -39,6 +39,23 @@ class _Message(msgspec.Struct):
     content: Raw = Raw(b"null")
 
 
+class Carried(NamedTuple):
+    """What a field carries besides text: bytes of its JSON, and the prompt tokens they become."""
+
+    bytes: int
+    tokens: int
+
+
+NOTHING = Carried(0, 0)
+
+#: Prompt tokens of one part. An image of a megapixel: 1,024 of Qwen3-VL (32 x 32 pixels each),
+#: about 1,330 of Claude (Anthropic, "Vision": width x height / 750). A video: the 32 frames that
+#: vLLM samples (`VideoMediaIO`), 196 each (LLaVA-OneVision).
+IMAGE_TOKENS = 1_000
+VIDEO_TOKENS = 6_272
+#: Sound is heard as 25 tokens a second (Qwen2-Audio), of 16,000 bytes each at 128 kbit/s.
+AUDIO_BYTES_PER_TOKEN = 640
+
 _message = msgspec.json.Decoder(_Message)
 _content = msgspec.json.Decoder(list[dict[str, Raw]])
 
@@ -64,18 +81,26 @@ def possible_in_content(content: Raw) -> bool:
     )
 
 
-def check(name: str, messages: Raw, allowed: Caps) -> None:
-    """Raise InvalidRequest where a message carries media that the settings do not allow.
+def check(name: str, messages: Raw, allowed: Caps) -> Carried:
+    """The media of messages; raises InvalidRequest where the settings do not allow them.
 
     `messages` is a list of messages or, where vLLM embeds them in batches, a list of such lists.
     """
     listed = _decoded(name, messages)
     flat = [m for item in listed for m in (item if isinstance(item, list) else [item])]
-    _check_parts(name, [m.get("content") for m in flat if isinstance(m, dict)], allowed)
+    contents = [m.get("content") for m in flat if isinstance(m, dict)]
+    return _unescaped(messages, _check_parts(name, contents, allowed))
 
 
-def check_content(name: str, content: Raw, allowed: Caps) -> None:
-    _check_parts(name, [_decoded(name, content)], allowed)
+def check_content(name: str, content: Raw, allowed: Caps) -> Carried:
+    return _unescaped(content, _check_parts(name, [_decoded(name, content)], allowed))
+
+
+def _unescaped(value: Raw, carried: Carried) -> Carried:
+    """A payload's slashes and line ends may be escaped, by one backslash each: all of them go."""
+    if carried is NOTHING:
+        return NOTHING
+    return Carried(carried.bytes + bytes(value).count(b"\\"), carried.tokens)
 
 
 def _decoded(name: str, value: Raw) -> Any:
@@ -85,8 +110,8 @@ def _decoded(name: str, value: Raw) -> Any:
         raise InvalidRequest(f"`{name}` is not valid JSON or nested too deeply.", name) from None
 
 
-def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> None:
-    count, size = 0, 0
+def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> Carried:
+    count, size, text, tokens = 0, 0, 0, 0
     for part in _parts(contents):
         if "prompt_embeds" in (part.get("type"), *part) and not allowed.privileged.get(
             "prompt_embeds"
@@ -94,8 +119,11 @@ def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> None:
             raise InvalidRequest(f"`{name}`: `prompt_embeds` is not allowed on this gateway.", name)
         for key in part.keys() & _KEYS:
             for url in _texts(part[key]):
+                decoded = _accepted(name, url, allowed)
                 count += 1
-                size += _accepted(name, url, allowed)
+                size += decoded
+                text += len(url)
+                tokens += _tokens(key, decoded)
     media = allowed.media
     if count > media.parts:
         raise InvalidRequest(
@@ -105,6 +133,14 @@ def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> None:
         raise InvalidRequest(
             f"`{name}`: {size} bytes of media are over this gateway's cap of {media.bytes}.", name
         )
+    return Carried(text, tokens) if count else NOTHING
+
+
+def _tokens(key: str, decoded: int) -> int:
+    """The prompt tokens of one part under this key; `decoded` bytes are 0 behind a URL."""
+    if "audio" in key:
+        return decoded // AUDIO_BYTES_PER_TOKEN or IMAGE_TOKENS
+    return VIDEO_TOKENS if "video" in key else IMAGE_TOKENS
 
 
 def _parts(contents: Sequence[Any]) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,9 @@ from msgspec import Raw
 
 from backends.errors import StreamFailed
 from gateway.errors import GatewayError
-from gateway.terms import Ask, Usage
+from gateway.terms import Ask, Size, Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import Translator
+from gateway.wire.answer import UNMEASURED, Translator
 
 #: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
 HEARTBEAT = b": ping\n\n"
@@ -42,8 +42,15 @@ _tokens = msgspec.json.Decoder(_Tokens | None)
 class OpenAITranslator(Translator):
     """Streams end with `data: [DONE]`; usage comes in an event of its own, asked for by us."""
 
-    def __init__(self, ask: Ask, fields: dict[str, Raw], *, ask_for_usage: bool = True) -> None:
-        super().__init__(ask, fields)
+    def __init__(
+        self,
+        ask: Ask,
+        fields: dict[str, Raw],
+        size: Size = UNMEASURED,
+        *,
+        ask_for_usage: bool = True,
+    ) -> None:
+        super().__init__(ask, fields, size)
         #: What every content event of this stream begins with, once seen, and the same for callers.
         self._prefix: bytes | None = None
         self._prefix_named = b""
@@ -162,3 +169,33 @@ def _failure(document: dict[str, Any]) -> StreamFailed | None:
         if isinstance(choice, dict) and choice.get("finish_reason") == "abort":
             return StreamFailed("the engine aborted the request")
     return None
+
+
+def limit_lines(standings: Standings) -> bytes:
+    """https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers"."""
+    requests, tokens = standings
+    lines = b"" if requests is None else _REQUEST_LINES % _told(requests)
+    return lines if tokens is None else lines + _TOKEN_LINES % _told(tokens)
+
+
+_REQUEST_LINES = (
+    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
+    b"x-ratelimit-reset-requests: %b\r\n"
+)
+_TOKEN_LINES = _REQUEST_LINES.replace(b"requests", b"tokens")
+
+
+def _told(standing: Standing) -> tuple[int, int, bytes]:
+    return standing.limit, standing.remaining, _duration(standing.reset)
+
+
+def _duration(milliseconds: int) -> bytes:
+    """As Go writes one: `120ms`, `1.5s`, `6m0s`, `1h0m0s`; from a minute on in whole seconds."""
+    if milliseconds < 60_000:
+        if 0 < milliseconds < 1000:
+            return b"%dms" % milliseconds
+        return b"%gs" % (milliseconds / 1000)
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    shown = b"%dm%ds" % (minutes, seconds)
+    return b"%dh%b" % (hours, shown) if hours else shown

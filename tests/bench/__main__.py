@@ -165,7 +165,7 @@ def started(
         if peer is None:
             print(f"{name}: not found here, left out")
             continue
-        one = running.Running(peer, bench.proxy_core)
+        one = running.Running(peer, bench.proxy_core, bench.load_core)
         stack.callback(one.close)
         one.wait_ready()
         peers.append(one)

@@ -61,6 +61,7 @@ class Peer:
     admin_port: int | None = None  # where /metrics is scraped
     loose: bool = False  # it writes JSON anew, so only the numbered words can be compared
     share: float = 1.0  # of each measure's requests: less for a slow one
+    beside: Sequence[str] = ()  # a server that it needs; its CPU counts apart
 
 
 def free_port() -> int:
@@ -98,8 +99,44 @@ def nginx(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | None:
     return Peer("nginx", argv, port, "/health")
 
 
+#: A rule for the key, one for the team and one for the model, none of which ever refuses.
+RULES = {
+    "key_limits": "{requests_per_minute: 100000000}",
+    "team_limits": "{tokens_per_minute: 100000000000}",
+    "model_limits": "{concurrency: 100000}",
+}
+
+
 def fairgate(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | None:
-    """The gateway with `config` filled in; None where it cannot be found."""
+    """The gateway with `config` filled in and three rules, in its own memory."""
+    return _fairgate("fairgate", folder, upstreams, config, {**RULES, "redis": ""})
+
+
+def unlimited(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | None:
+    """The same without any rule."""
+    limits = {**dict.fromkeys(RULES, "{}"), "redis": ""}
+    return _fairgate("unlimited", folder, upstreams, config, limits)
+
+
+def redis(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | None:
+    """The same three rules in Redis; None where it is not installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        return None
+    port = free_port()
+    beside = (program, "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+    limits = {**RULES, "redis": f"redis: redis://127.0.0.1:{port}"}
+    return _fairgate("redis", folder, upstreams, config, limits, beside)
+
+
+def _fairgate(
+    name: str,
+    folder: Path,
+    upstreams: Sequence[int],
+    config: Path,
+    limits: Mapping[str, str],
+    beside: Sequence[str] = (),
+) -> Peer | None:
     if importlib.util.find_spec("gateway.cli") is None:
         return None
     port, admin_port = free_port(), free_port()
@@ -111,17 +148,19 @@ def fairgate(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | Non
         "replicas": ", ".join(f'"http://127.0.0.1:{upstream}"' for upstream in upstreams),
         "key_sha256": hashlib.sha256(key.encode()).hexdigest(),
         "other_sha256": hashlib.sha256(other.encode()).hexdigest(),
+        **limits,
     }
-    file = folder / "fairgate.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(fill(config.read_text(), values))
     return Peer(
-        "fairgate",
+        name,
         (sys.executable, "-m", "gateway.cli", "serve", "--config", str(file)),
         port,
         "/readyz",
         model="bench",
         headers=(f"authorization: Bearer {key}",),
         admin_port=admin_port,
+        beside=beside,
     )
 
 
@@ -129,5 +168,7 @@ def fairgate(folder: Path, upstreams: Sequence[int], config: Path) -> Peer | Non
 PEERS: dict[str, Callable[[Path, Sequence[int], Path], Peer | None]] = {
     "direct": direct,
     "nginx": nginx,
+    "unlimited": unlimited,
     "fairgate": fairgate,
+    "redis": redis,
 }

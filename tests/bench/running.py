@@ -114,14 +114,22 @@ def core_busy(core: set[int]) -> tuple[float, float]:
 
 
 class Running:
-    """A started peer: log read and thrown away, metrics scraped. `pid` is None if direct."""
+    """A started peer: log read and thrown away, metrics scraped. `pid` is None if direct.
 
-    def __init__(self, peer: Peer, core: set[int]) -> None:
+    What it needs beside it runs on the other core.
+    """
+
+    def __init__(self, peer: Peer, core: set[int], other_core: set[int]) -> None:
         self.peer = peer
         self.pid: int | None = None
+        self._beside: subprocess.Popen[bytes] | None = None
         self._last_words = b""
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        if peer.beside:
+            self._beside = subprocess.Popen(
+                peer.beside, stdout=subprocess.DEVNULL, preexec_fn=pinned(other_core)
+            )
         if peer.argv:
             self._process = subprocess.Popen(
                 peer.argv,
@@ -175,6 +183,9 @@ class Running:
             except subprocess.TimeoutExpired:
                 os.killpg(self.pid, signal.SIGKILL)  # its own session: nobody else is in the group
                 self._process.wait()
+        if self._beside is not None:
+            self._beside.kill()
+            self._beside.wait()
         for thread in self._threads:
             thread.join(5)
         if self.pid is not None and self._process.stdout is not None:

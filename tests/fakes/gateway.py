@@ -163,7 +163,8 @@ class Command:
 
     async def listening(self, timeout: float = 20.0) -> int:
         """The data port, once it listens."""
-        await until(lambda: b"fairgate listens on" in self.err or self.returncode is not None)
+        listens = b"fairgate listens on"
+        await until(lambda: listens in self.err or self.returncode is not None, timeout)
         found = re.search(rb"fairgate listens on https?://[^\s]*:(\d+)", self.err)
         assert found is not None, self.err.decode()
         return int(found[1])

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from tests.fakes.redis import RedisServer
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -23,3 +25,11 @@ async def no_traceback(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     told = [record.getMessage() for record in caplog.get_records("call")]
     assert not caught
     assert not [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR], told
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest, redis_server: RedisServer) -> str:
+    """Where counts are, as lines of the configuration. Nobody passes that Redis did not admit."""
+    if request.param == "memory":
+        return ""
+    return f"secret: s\nredis: {redis_server.url!r}\nwhen_redis_is_down: closed\n"

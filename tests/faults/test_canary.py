@@ -16,7 +16,7 @@ from backends.pool import Pool, Turn
 from backends.transport import Transport
 from gateway import accept, exchange, passing
 from gateway.account import Account
-from gateway.admit import Free, Unlimited
+from gateway.admit import Admission, Permit
 from gateway.endpoints.base import Reading, Spoken
 from gateway.logs import _Line
 from gateway.relay import Relay
@@ -46,7 +46,7 @@ STAGES: list[tuple[Any, str]] = [
     (Routes, "resolve"),
     (accept, "check_size"),
     (Reading, "allowed_fields"),
-    (Unlimited, "admit"),
+    (Admission, "admit"),
     (Salts, "of"),
     (passing, "client_request_id"),
     (passing, "trace"),
@@ -64,8 +64,7 @@ STAGES: list[tuple[Any, str]] = [
     (Transport, "send"),
     (OpenAITranslator, "feed"),
     (Translator, "whole"),
-    (Translator, "used"),
-    (Free, "settle"),
+    (Permit, "settle"),
     (Reply, "whole"),
     (Reply, "start_stream"),
     (Spoken, "status"),

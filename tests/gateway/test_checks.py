@@ -1,11 +1,12 @@
 """What must hold between settings, the settings of later versions among them."""
 
 import pytest
+from msgspec.structs import replace
 
 from gateway import checks
 from gateway.checks import problems
 from gateway.document import path_text
-from gateway.settings import Config, Limits, Model, ReplicaSettings
+from gateway.settings import Config, Key, Limits, Model, ReplicaSettings, Team
 from gateway.units import Address
 
 REPLICAS = (ReplicaSettings(url="http://h"),)
@@ -25,6 +26,10 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
 LATER: list[tuple[Config, str]] = [
     (Config(workers=2), "workers: more than 1 needs secret, which they share"),
     (Config(redis="redis://h"), "redis: needs secret, which all gateways on it share"),
+    (
+        Config(redis="redis+cluster://h", redis_prefix="gate:{}", secret="s" * 32),
+        "redis_prefix: needs a hash tag such as {fairgate}: else a cluster parts its keys",
+    ),
     (
         Config(models={"a": Model(replicas=REPLICAS, fallback=("b",))}),
         "models.a.fallback[0]: no model 'b'; known: a",
@@ -66,7 +71,39 @@ def test_a_whole_configuration_of_a_later_version_holds() -> None:
 
 
 def test_a_setting_of_a_later_version_is_the_first_to_be_said() -> None:
-    assert found(Config(workers=2))[0] == "workers: not in this version yet"
+    first = found(Config(trusted_proxies=("10.0.0.0/8",), workers=2))[0]
+    assert first == "trusted_proxies: not in this version yet"
+
+
+FIVE = Limits(concurrency=5)
+LIMITED = {
+    "limits": Config(limits=FIVE),
+    "models.a.limits": Config(models={"a": Model(replicas=REPLICAS, limits=FIVE)}),
+    "teams.t.limits": Config(teams={"t": Team(limits=FIVE)}),
+    "teams.t.limits_by_model": Config(
+        models={"a": POOL}, teams={"t": Team(limits_by_model={"a": FIVE})}
+    ),
+    "keys[0].limits": Config(
+        teams={"t": Team()}, keys=(Key(name="k", team="t", sha256="0" * 64, limits=FIVE),)
+    ),
+}
+
+
+@pytest.mark.usefixtures("everything")
+@pytest.mark.parametrize("place", LIMITED)
+def test_limits_of_several_workers_need_redis(place: str) -> None:
+    config = replace(LIMITED[place], secret="s")
+    assert found(config) == []
+    (problem,) = found(replace(config, workers=2))
+    assert problem == (
+        f"workers: more than 1 needs redis: {place} is set, and they count together there only; "
+        "without redis: workers: 1"
+    )
+    assert found(replace(config, workers=2, redis="redis://h")) == []
+
+
+def test_several_workers_without_limits_need_no_redis() -> None:
+    assert found(Config(workers=2, secret="s")) == []
 
 
 def test_the_defaults_hold() -> None:

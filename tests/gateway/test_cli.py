@@ -18,9 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from backends import install, launch
-from gateway import cli, worker
+from gateway import cli, supervisor, worker
 from gateway import up as starting
 from gateway.config import ConfigError
+from gateway.listeners import CannotStart
 from gateway.settings import Config
 from tests.fakes.client import request
 from tests.fakes.engine import Engine
@@ -29,7 +30,10 @@ from tests.fakes.gateway import KEY, Command, configured
 CHAT = "/v1/chat/completions"
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 GOOD = configured("http://gpu1:8000", "http://gpu2:8000")
-COMMANDS = ["", "serve", "up", "check", "keys", "keys new", "schema", "engine", "engine install"]
+COMMANDS = [
+    *("", "serve", "up", "check", "keys", "keys new", "limits", "limits reset", "schema"),
+    *("engine", "engine install"),
+]
 
 
 def run(*arguments: str, text: str | None = None) -> Result:
@@ -239,6 +243,17 @@ def test_a_file_without_models_means_the_usual_server(served: list[tuple[Config,
     assert [backend.url for backend in served[0][0].backends] == ["http://127.0.0.1:8000"]
 
 
+@pytest.mark.parametrize("workers", [["--workers", "3"], []])
+def test_several_workers_have_a_supervisor(
+    served: list[tuple[Config, str]], monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    supervised: list[int] = []
+    monkeypatch.setattr(supervisor, "run", lambda config, *_: supervised.append(config.workers))
+    text = GOOD + "secret: s\n" + ("" if workers else "workers: 3\n")
+    assert run("serve", "--config", "-", *workers, text=text).exit_code == 0
+    assert (supervised, served) == ([3], [])
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "gpu1:8080"])
 def test_off_loopback_it_refuses_to_start_without_keys(
     served: list[tuple[Config, str]], address: str
@@ -326,7 +341,7 @@ def test_up_hands_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, state: 
     [
         (launch.EngineDied("out of memory"), 3, "fairgate: out of memory"),
         (install.InstallFailed("no network"), 3, "fairgate: no network"),
-        (worker.CannotStart("cannot listen on x"), 3, "fairgate: cannot listen on x"),
+        (CannotStart("cannot listen on x"), 3, "fairgate: cannot listen on x"),
         (ConfigError("listen: wrong"), 2, "fairgate: listen: wrong"),
         (KeyboardInterrupt(), 0, "ended before it was ready"),
     ],

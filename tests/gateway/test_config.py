@@ -107,6 +107,7 @@ BAD: list[tuple[str, str]] = [
     ("trusted_proxies: [10.0.0.1/8]", "1: trusted_proxies[0]: wanted an address or a network"),
     ("cors: {origins: [app]}", "1: cors.origins[0]: wanted an origin such as"),
     ("redis: http://h", "1: redis: wanted redis://, rediss://, redis+sentinel://"),
+    ("redis: redis+sentinel://sk-1@h", "1: redis: wanted the service's name after the hosts"),
     ("models: {a: {replicas: [ftp://h]}}", "1: models.a.replicas[0]: wanted a URL such as"),
     ("models: {a: {replicas: [{url: ftp://h}]}}", "1: models.a.replicas[0]: wanted a URL such as"),
     ("models: {a: {replicas: [http://u:p@h]}}", "1: models.a.replicas[0]: no credentials in a URL"),
@@ -157,19 +158,7 @@ BAD: list[tuple[str, str]] = [
 ]  # fmt: skip
 
 LATER: list[tuple[str, str]] = [
-    ("limits: {concurrency: 1}", "1: limits"),
-    ("models: {a: {replicas: [http://h], limits: {concurrency: 1}}}", "1: models.a.limits"),
-    ("teams: {a: {limits: {tokens_per_day: 5}}}", "1: teams.a.limits"),
-    ("teams: {a: {limits_by_model: {b: {concurrency: 8}}}}", "1: teams.a.limits_by_model"),
-    (f"keys: [{{name: a, team: b, sha256: {ZEROS}, limits: {{concurrency: 1}}}}]",
-     "1: keys[0].limits"),
-    ("redis: redis://h", "1: redis"),
-    ("secret: s\nworkers: 2", "2: workers"),
     ("models:\n  a:\n    replicas: [http://h]\n    fallback: [b]", "4: models.a.fallback"),
-    (
-        "models:\n  a:\n    replicas: [http://h]\n    cached_token_weight: 0.5",
-        "4: models.a.cached_token_weight",
-    ),
     ("trusted_proxies: [10.0.0.1]", "1: trusted_proxies"),
     ("models:\n  a:\n    split: {b: 1}", "3: models.a.split"),
 ]  # fmt: skip
@@ -309,7 +298,7 @@ def test_the_command_line_is_checked_like_the_file() -> None:
     for settings, message in (
         ({"listen": "0.0.0.0:1"}, "listen: 0.0.0.0:1 needs keys"),
         ({"listen": "1"}, "listen: wanted host:port"),
-        ({"workers": 2}, "workers: not in this version yet"),
+        ({"workers": 2}, "workers: more than 1 needs secret"),
     ):
         with pytest.raises(ConfigError, match=f"^{message}"):
             discovered(["http://a"], **settings)

@@ -20,12 +20,17 @@ TABLE = {
     errors.UnsupportedMedia: (415, 415, "invalid_request_error", "invalid_request_error"),
     errors.RequestTimeout: (408, 408, "invalid_request_error", "timeout_error"),
     errors.HeadersTooLarge: (431, 431, "invalid_request_error", "invalid_request_error"),
+    errors.TooLargeForLimit: (400, 400, "invalid_request_error", "invalid_request_error"),
     errors.Unauthorized: (401, 401, "invalid_request_error", "authentication_error"),
     errors.NotFound: (404, 404, "invalid_request_error", "not_found_error"),
     errors.ModelNotFound: (404, 404, "invalid_request_error", "not_found_error"),
     errors.MethodNotAllowed: (405, 405, "invalid_request_error", "invalid_request_error"),
+    errors.RateLimited: (429, 429, "requests", "rate_limit_error"),
+    errors.QuotaSpent: (429, 429, "insufficient_quota", "rate_limit_error"),
     errors.Overloaded: (503, 529, "server_error", "overloaded_error"),
     errors.Draining: (503, 529, "server_error", "overloaded_error"),
+    errors.PoolFull: (503, 529, "server_error", "overloaded_error"),
+    errors.LimitsUnavailable: (503, 529, "server_error", "overloaded_error"),
     errors.UpstreamFailed: (502, 502, "server_error", "api_error"),
     errors.UpstreamMisconfigured: (502, 502, "server_error", "api_error"),
     errors.UpstreamSlow: (504, 504, "server_error", "timeout_error"),
@@ -107,9 +112,32 @@ def test_a_refused_method_says_which_is_taken() -> None:
 
 def test_only_what_a_retry_may_help_says_when() -> None:
     waiting = {kind for kind in every() if kind.retry_after is not None}
-    assert waiting == {errors.Overloaded, errors.Draining}
-    assert errors.UpstreamMisconfigured.should_retry is False
-    assert errors.RequestTimeout.should_retry is False
+    assert waiting == set(every(errors.Overloaded))
+    hopeless = {kind for kind in every() if kind.should_retry is False}
+    assert hopeless == {
+        errors.UpstreamMisconfigured,
+        errors.RequestTimeout,
+        errors.TooLargeForLimit,
+    }
+
+
+def test_a_limit_says_of_what_there_is_too_little_and_whose_it_is() -> None:
+    assert errors.RateLimited("Full.").type == "requests"
+    assert errors.RateLimited("Full.", "tokens").type == "tokens"
+    assert errors.RateLimited.type == "requests"
+    limited = {kind for kind in every() if kind.outcome == "limited"}
+    assert limited == {
+        errors.TooLargeForLimit,
+        errors.RateLimited,
+        errors.QuotaSpent,
+        errors.PoolFull,
+    }
+
+
+def test_limits_that_cannot_be_checked_say_so_without_a_word_of_redis() -> None:
+    told = errors.LimitsUnavailable()
+    assert told.headers == ((b"x-fairgate-limits", b"degraded"),)
+    assert "redis" not in str(told).lower()
 
 
 def test_a_missing_and_an_unknown_key_are_one_answer_that_says_what_to_send() -> None:

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from backends.pool import Turn
-from gateway.admit import Permit
 from gateway.errors import Draining, Overloaded
-from gateway.route import Route
-from gateway.terms import Ask, Principal, Usage
+from tests.fakes.admission import Counting
 from tests.fakes.client import Answer, Client, head, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, Serving, configured, serving, until
@@ -46,31 +44,6 @@ FAILING: list[tuple[Script, int, str]] = [
     ([Rst()], 502, "upstream_failed"),
     ([Hang()], 504, "timed_out"),
 ]
-
-
-class Counting:
-    """An admission that keeps what it gave out. `refusal` is raised instead, where it is set."""
-
-    def __init__(self) -> None:
-        self.refusal: Exception | None = None
-        self.asked: list[tuple[Principal, Ask, Route]] = []
-        self.settled: list[list[Usage]] = []
-
-    async def admit(self, principal: Principal, ask: Ask, route: Route) -> Permit:
-        self.asked.append((principal, ask, route))
-        if self.refusal is not None:
-            raise self.refusal
-        kept: list[Usage] = []
-        self.settled.append(kept)
-        return Counted(kept)
-
-
-class Counted:
-    def __init__(self, kept: list[Usage]) -> None:
-        self._kept = kept
-
-    def settle(self, usage: Usage) -> None:
-        self._kept.append(usage)
 
 
 @contextlib.asynccontextmanager
@@ -153,9 +126,10 @@ async def test_what_cannot_be_served_is_refused_before_anything_is_reserved() ->
 async def test_admission_is_asked_once_with_who_what_and_where() -> None:
     async with counted() as (gateway, _, admission):
         await post(gateway, STREAM)
-        ((principal, ask, route),) = admission.asked
+        ((principal, route, size),) = admission.asked
         assert (principal.key, principal.team) == ("ann", "search")
-        assert (ask.model, ask.stream, route.model) == ("tiny", True, "tiny")
+        assert (route.model, size.answers) == ("tiny", 1)
+        assert size.text_bytes > 0
 
 
 async def test_a_refused_admission_holds_nothing_and_reaches_no_engine() -> None:

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.errors import BadAnswer, ConnectFailed
-from gateway.metrics import MOST_VALUES, OTHER, Histogram, Metrics, Names
+from gateway.metrics import FAMILIES, MOST_VALUES, OTHER, Metrics, Names, Sum, render
 from gateway.route import Routes
 from gateway.terms import Record, Usage
 from tests.fakes.client import request
@@ -62,6 +63,18 @@ def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
     assert value(told, "fairgate_unknown_fields_total") == 2
 
 
+def test_a_refusal_by_a_limit_is_counted_by_team_and_rule() -> None:
+    told = metrics()
+    for team, rule in (("search", "team.tokens_per_day"), ("made-up", "key.concurrency")):
+        told.close(record(team=team, status=429, limited_by=rule), 0.1)
+    told.close(record(), 0.1)
+    counted = {k: v for k, v in samples(told.render()).items() if "limited" in k[0]}
+    assert counted == {
+        ("fairgate_limited_total", frozenset({("team", team), ("rule", rule)})): 1
+        for team, rule in (("search", "team.tokens_per_day"), (OTHER, "key.concurrency"))
+    }
+
+
 def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> None:
     told = metrics()
     told.close(record(status=502, outcome="upstream_failed"), 0.1)
@@ -81,20 +94,30 @@ def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> N
     ],
 )
 def test_a_time_falls_in_the_first_bucket_that_holds_it(seconds: float, bucket: float) -> None:
-    histogram = Histogram()
-    histogram.observe(seconds)
-    first = next(bound for bound, count in histogram.buckets() if count)
-    assert float(first) == bucket
+    told = metrics()
+    told.close(record(), seconds)
+    counts = buckets(told)
+    assert min(bound for bound, count in counts.items() if count) == bucket
+
+
+def buckets(told: Metrics) -> dict[float, float]:
+    """The requests counted up to each bound."""
+    return {
+        float(dict(labels)["le"]): count
+        for (name, labels), count in samples(told.render()).items()
+        if name == "fairgate_request_seconds_bucket"
+    }
 
 
 def test_buckets_add_up() -> None:
-    histogram = Histogram()
+    told = metrics()
     for seconds in (0.001, 0.3, 0.3, 1000.0):
-        histogram.observe(seconds)
-    counts = [count for _, count in histogram.buckets()]
+        told.close(record(), seconds)
+    counts = [count for _, count in sorted(buckets(told).items())]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, 4)
-    assert histogram.sum == pytest.approx(1000.601)
+    labels = {"endpoint": CHAT, "model": "llama"}
+    assert value(told, "fairgate_request_seconds_sum", **labels) == pytest.approx(1000.601)
 
 
 def test_names_nobody_configured_become_other() -> None:
@@ -172,6 +195,83 @@ def test_names_with_quotes_and_line_ends_do_not_break_the_text() -> None:
     told.close(record(model=name), 0.1)
     labels = {"endpoint": CHAT, "model": name, "team": OTHER, "status": "200"}
     assert value(told, "fairgate_requests_total", **labels) == 1
+
+
+# Several processes
+
+
+def two() -> tuple[Metrics, Metrics]:
+    """Two workers in front of the same two replicas."""
+    both = []
+    for flying, lag, failure in ((1, 0.5, None), (2, 0.25, "refused")):
+        busy, idle = replica("http://gpu1:8000"), replica("http://gpu2:8000")
+        told = Metrics(Routes({"llama": route(pool("llama", busy, idle))}))
+        told.models.learn(["llama"])
+        busy.in_flight, busy.last_error, told.loop_lag = flying, failure, lag
+        both.append(told)
+    return both[0], both[1]
+
+
+def through_json(told: Metrics) -> Any:
+    return orjson.loads(orjson.dumps(told.counts()))
+
+
+def test_counts_of_several_are_added_and_gauges_by_their_sense() -> None:
+    one, other = two()
+    one.close(record(first_event=100.2, usage=Usage(prompt=3), dropped_fields=1), 1.5)
+    other.close(record(first_event=100.4, usage=Usage(prompt=4)), 0.5)
+    other.close(record(status=502), 0.5)
+    other.aborts["waiting"] += 2
+    one.log_lines_dropped, other.log_lines_dropped = 1, 2
+    one.limits_degraded = True
+    one.limits_decided_here, other.limits_decided_here = 3, 4
+    one.limits_settlements_dropped, other.limits_settlements_dropped = 5, 6
+    told = samples(render([through_json(one), through_json(other)]))
+
+    def of(name: str, **labels: str) -> float:
+        return told[name, frozenset(labels.items())]
+
+    path = {"endpoint": CHAT, "model": "llama"}
+    assert of("fairgate_requests_total", **path, team=OTHER, status="200") == 2
+    assert of("fairgate_requests_total", **path, team=OTHER, status="502") == 1
+    assert of("fairgate_request_seconds_count", **path) == 3
+    assert of("fairgate_request_seconds_sum", **path) == pytest.approx(2.5)
+    assert of("fairgate_request_seconds_bucket", **path, le="1") == 2
+    assert of("fairgate_time_to_first_event_seconds_count", **path) == 2
+    assert of("fairgate_tokens_total", model="llama", team=OTHER, direction="prompt") == 7
+    assert of("fairgate_upstream_aborts_total", phase="waiting") == 2
+    assert of("fairgate_unknown_fields_total") == 1
+    assert of("fairgate_log_lines_dropped_total") == 3
+    assert of("fairgate_limits_degraded") == 1
+    assert of("fairgate_limits_decided_here_total") == 7
+    assert of("fairgate_limits_settlements_dropped_total") == 11
+    assert of("fairgate_event_loop_lag_seconds") == 0.5
+    first = {"model": "llama", "replica": "http://gpu1:8000"}
+    assert of("fairgate_in_flight", **first) == 3
+    assert of("fairgate_replica_up", **first) == 0
+    assert of("fairgate_replica_up", **{**first, "replica": "http://gpu2:8000"}) == 1
+
+
+def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
+    one, other = two()
+    one.close(record(), 1.5)
+    other.close(record(), 0.5)
+    ended = Sum()
+    ended.add(through_json(other), ended=True)
+    ended.add(through_json(other), ended=True)
+    told = samples(render([through_json(one), ended.counts()]))
+    path = {"endpoint": CHAT, "model": "llama"}
+    requests = {**path, "team": OTHER, "status": "200"}
+    assert told["fairgate_requests_total", frozenset(requests.items())] == 3
+    assert told["fairgate_request_seconds_count", frozenset(path.items())] == 3
+    first = {"model": "llama", "replica": "http://gpu1:8000"}
+    assert told["fairgate_in_flight", frozenset(first.items())] == 1
+    assert told["fairgate_replica_up", frozenset(first.items())] == 1
+    assert told["fairgate_event_loop_lag_seconds", frozenset()] == 0.5
+
+
+def test_every_count_of_a_process_has_its_metric() -> None:
+    assert set(metrics().counts()) | {"worker_restarts"} == set(FAMILIES)
 
 
 async def test_a_request_through_the_gateway_is_counted_once() -> None:

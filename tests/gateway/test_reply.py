@@ -108,8 +108,8 @@ def test_a_refusal_tells_what_a_retry_is_worth(
     assert told.items() <= caller.headers.items()
 
 
-@pytest.mark.parametrize(("seconds", "header", "ms"), [(0.25, "1", "250"), (7.4, "7", "7400")])
-def test_a_wait_is_told_in_whole_seconds_and_at_least_one(
+@pytest.mark.parametrize(("seconds", "header", "ms"), [(0.25, "1", "250"), (7.4, "8", "7400")])
+def test_a_wait_is_told_in_whole_seconds_rounded_up(
     caller: FakeCaller, reply: Reply, seconds: float, header: str, ms: str
 ) -> None:
     exc = Overloaded("Full.")

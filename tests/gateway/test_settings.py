@@ -56,6 +56,17 @@ def test_a_fixed_window_takes_no_burst(window: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "burst"), [(75_059_993, None), (10**12, None), (7, 75_059_993), (60_000_000, 1 << 52)]
+)
+def test_a_bucket_is_as_large_as_can_be_counted(limit: int, burst: int | None) -> None:
+    Limits(tokens_per_minute=Rate(limit=limit, burst=burst))
+    with pytest.raises(ValueError, match="tokens_per_minute is too large .* at most 75,059,993"):
+        Limits(tokens_per_minute=Rate(limit=limit + 1, burst=1 << 53))
+    with pytest.raises(ValueError, match="tokens_per_minute is too large"):
+        Limits(tokens_per_minute=Rate(limit=999_999_937))
+
+
+@pytest.mark.parametrize(
     ("url", "canonical", "parts"),
     [
         ("http://gpu1:8000", "http://gpu1:8000", ("http", "gpu1", 8000, "/v1")),

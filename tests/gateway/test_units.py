@@ -1,5 +1,7 @@
 """Single settings as text: each parser takes what it says and repeats nothing that it refuses."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,7 +96,51 @@ def test_networks_and_origins_are_checked() -> None:
     assert units.origin("https://a.example:8443") == "https://a.example:8443"
     with pytest.raises(ValueError, match="wanted an origin"):
         units.origin("https://a.example/")
-    assert units.redis_url("redis+cluster://h") == "redis+cluster://h"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h/",
+        "redis://user:a%40b@h:6379/3?ssl_ca_certs=/etc/ca.pem",
+        "rediss://[::1]:6380/0",
+        "redis+sentinel://:secret@a,b:26379/mymaster",
+        "redis+sentinel://a/mymaster/1?ssl=true",
+        "redis+cluster://a:7000,[::1]:7001",
+        "redis+cluster://a/0",
+    ],
+)
+def test_every_form_of_a_redis_url_is_taken_as_it_is(url: str) -> None:
+    assert units.redis_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis:h", "wanted redis://, rediss://"),
+        ("REDIS://h", "wanted redis://, rediss://"),
+        ("redis://", "wanted redis://host or host:port"),
+        ("redis:///0", "wanted redis://host or host:port"),
+        ("redis://h:port/0", "the port from 1 to 65535"),
+        ("redis://h:70000/0", "the port from 1 to 65535"),
+        ("redis://h:0/0", "the port from 1 to 65535"),
+        ("redis://[::1/0", "wanted redis://host or host:port"),
+        ("redis://:a#b@h/0", "# is %23"),
+        ("redis://u:a/b@h/0", "/ is %2F"),
+        ("redis://a b/0", "wanted redis://host or host:port"),
+        ("redis://h/cache", "wanted a database's number after the host"),
+        ("redis://a,b/0", "several hosts are for redis+sentinel:// and redis+cluster://"),
+        ("redis+sentinel://a,b", "wanted the service's name after the hosts"),
+        ("redis+sentinel://a//0", "wanted the service's name after the hosts"),
+        ("redis+sentinel://a/mymaster/one", "wanted the service's name after the hosts"),
+        ("redis+cluster://a,,b", "wanted redis+cluster://host or host:port"),
+        ("redis+cluster://a/1", "a cluster has no databases"),
+    ],
+)
+def test_a_redis_url_that_leads_nowhere_is_refused_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        units.redis_url(url)
 
 
 PARSERS = (

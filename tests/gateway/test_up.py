@@ -19,8 +19,8 @@ from backends.launch import Engine, EngineDied, Progress
 from gateway import up
 from gateway.cli import new_key
 from gateway.config import ConfigError
+from gateway.listeners import CannotStart
 from gateway.settings import Config
-from gateway.worker import CannotStart
 from tests.fakes.client import request
 from tests.fakes.gateway import until
 

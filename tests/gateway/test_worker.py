@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from gateway import config as configuration
+from gateway.listeners import CannotStart, check_free
 from gateway.units import Address
-from gateway.worker import CannotStart, Worker, check_free, raise_descriptor_limit
+from gateway.worker import Worker, raise_descriptor_limit
 from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, SECRET, Command, configured, until
@@ -151,21 +152,6 @@ async def test_the_socket_of_a_living_process_is_left_alone(tmp_path: Path) -> N
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n")
         assert b"200" in await reader.readline()
         writer.close()
-
-
-@pytest.mark.parametrize(
-    "address", ["192.0.2.1:0", "unix:/nowhere/at/all.sock", "no-such-host.invalid:0"]
-)
-def test_an_address_that_is_not_ours_cannot_be_listened_on(address: str) -> None:
-    with pytest.raises(CannotStart, match="cannot listen on"):
-        check_free([Address.parse(address)])
-
-
-def test_a_free_address_stays_free_after_it_was_looked_at() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    for _ in range(2):
-        check_free([Address.parse(f"127.0.0.1:{port}")])
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:

@@ -17,7 +17,7 @@ from tests.house.source import ROOT
 
 LOG = """time request_id client_request_id trace_id key team endpoint model pool replica stream
 status outcome attempts admit_ms first_event_ms total_ms bytes_in bytes_out prompt_tokens
-cached_tokens completion_tokens tokens_are""".split()
+cached_tokens completion_tokens tokens_are limited_by""".split()
 OUTCOMES = {"ok", "client_gone", "limited", "refused", "upstream_failed", "timed_out", "drained"}
 #: Of the promised ones, those that exist; what is ours alone follows.
 METRICS = {
@@ -30,9 +30,14 @@ METRICS = {
     "fairgate_retries_total": {"model", "reason"},
     "fairgate_stream_failures_total": {"model", "reason"},
     "fairgate_upstream_aborts_total": {"phase"},
+    "fairgate_limited_total": {"team", "rule"},
+    "fairgate_limits_degraded": set(),
     "fairgate_event_loop_lag_seconds": set(),
+    "fairgate_limits_decided_here_total": set(),
+    "fairgate_limits_settlements_dropped_total": set(),
     "fairgate_unknown_fields_total": set(),
     "fairgate_log_lines_dropped_total": set(),
+    "fairgate_worker_restarts_total": set(),
 }
 
 
@@ -54,6 +59,7 @@ def test_an_outcome_is_one_of_the_words_of_the_log() -> None:
 def test_every_metric_has_its_name_and_labels() -> None:
     metrics = Metrics(Routes({}))
     record = Record("", "/v1/embeddings", 0.0, first_event=1.0, outcome="client_gone", attempts=1)
+    record.limited_by = "team.tokens_per_minute"
     record.usage = Usage(prompt=1, completion=1)
     metrics.close(record, 1.0)
     metrics.retried("m", "connect")

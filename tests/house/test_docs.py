@@ -27,6 +27,9 @@ DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "deploy" / "README.md", *sorted(DOCS.rglob("*.md")))
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
+#: The pages of the admin port alone.
+ADMIN = ("/metrics", "/status", "/limits")
+
 _FENCE = re.compile(r"^(?P<mark>[^\n]*)\n```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 _TICKED = re.compile(r"`([^`\n]+)`")
@@ -157,7 +160,7 @@ async def test_every_path_is_served_and_every_path_served_is_told() -> None:
         for port in (gateway.port, gateway.admin_port):
             assert (await request(port, "GET", "/nothing-here")).status == 404
         for method, path in told:
-            port = gateway.admin_port if path in ("/metrics", "/status") else gateway.port
+            port = gateway.admin_port if path in ADMIN else gateway.port
             answer = await request(port, method, path.replace("{id}", "tiny"))
             assert answer.status in (200, 401), (method, path)
 

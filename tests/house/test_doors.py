@@ -9,26 +9,28 @@ from tests.house.source import FILES, imported, name_of, tree_of
 
 #: Each library with an API of its own, and the files that may know it.
 DOORS = {
-    "click": {"gateway/cli.py"},
+    "click": {"gateway/cli.py", "gateway/operator.py"},
     "httptools": {"gateway/front.py", "backends/connection.py"},
     "prometheus_client": {"gateway/metrics.py"},
-    "rich": {"gateway/cli.py", "gateway/up.py"},
+    "redis": {"gateway/limits/redis.py"},
+    "rich": {"gateway/cli.py", "gateway/operator.py", "gateway/up.py"},
     "ssl": {"gateway/composition.py", "gateway/worker.py", "backends/base.py"},
     "starlette": {"gateway/admin.py", "gateway/app.py"},
-    "uvicorn": {"gateway/front.py", "gateway/visit.py", "gateway/worker.py"},
-    "uvloop": {"gateway/up.py", "gateway/worker.py"},
+    "uvicorn": {"gateway/front.py", "gateway/visit.py", "gateway/listeners.py"},
+    "uvloop": {"gateway/supervisor.py", "gateway/up.py", "gateway/worker.py"},
     "yaml": {"gateway/document.py"},
 }
 #: A second client, a second framework, and what a later store or feed will open a door for.
 NOWHERE = (
     *("aiohttp", "fastapi", "http.client", "httpcore", "httpx", "requests", "urllib.request"),
-    *("redis", "sse_starlette"),
+    "sse_starlette",
     # Both read whole bodies, or files, on their own terms.
     *("starlette.formparsers", "starlette.staticfiles"),
 )
 #: Where the environment is looked at; everywhere else it comes in as an argument.
 ENVIRONMENT = {
     "gateway/cli.py",
+    "gateway/operator.py",
     "backends/guard.py",
     "backends/install.py",
     "backends/launch.py",

@@ -10,6 +10,7 @@ from backends.pool import Pool
 from gateway.endpoints.base import Endpoint
 from gateway.route import Route
 from gateway.settings import Caps, Timeouts
+from gateway.terms import Size
 
 CAPS = Caps()
 
@@ -30,3 +31,9 @@ def upstream(
     body = endpoint.translator(ask, route(kind), allowed).request("upstream")
     document: dict[str, Any] = orjson.loads(body)
     return document
+
+
+def sized(endpoint: Endpoint, allowed: Caps = CAPS, **fields: Any) -> Size:
+    """How large a request with these fields is."""
+    ask = endpoint.read(orjson.dumps({"model": "m", **fields}))
+    return endpoint.translator(ask, route(), allowed).size

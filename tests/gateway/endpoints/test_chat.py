@@ -1,12 +1,15 @@
 """Chat: its two names for the output limit, and usage in its streams."""
 
+from typing import Any
+
 import orjson
 import pytest
 
 from gateway.endpoints.chat import Chat
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps, MaxTokens
-from tests.gateway.endpoints import CAPS, route, upstream
+from gateway.terms import Size
+from tests.gateway.endpoints import CAPS, route, sized, upstream
 
 CAP = Caps(max_tokens=MaxTokens(cap=100))
 
@@ -42,3 +45,29 @@ def test_a_template_may_be_given_plain_arguments() -> None:
     assert body["chat_template_kwargs"] == arguments
     with pytest.raises(InvalidRequest, match="chat_template"):
         upstream(Chat(), model="m", messages=[], chat_template_kwargs={"chat_template": "x"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, None),
+        ({"max_tokens": 50}, 50),
+        ({"max_completion_tokens": None, "max_tokens": 50}, 50),
+        ({"max_completion_tokens": 400, "max_tokens": 1}, 400),
+        ({"max_completion_tokens": 0}, 0),
+    ],
+)
+def test_a_small_limit_cannot_hide_the_one_that_the_engine_takes(
+    limits: dict[str, Any], expected: int | None
+) -> None:
+    assert sized(Chat(), messages=[], **limits).output_limit == expected
+
+
+def test_the_limit_is_what_the_caps_leave_of_it() -> None:
+    assert sized(Chat(), CAP, messages=[], max_tokens=500).output_limit == 100
+    assert sized(Chat(), CAP, messages=[], max_tokens=5).output_limit == 5
+    assert sized(Chat(), CAP, messages=[]).output_limit == 100
+
+
+def test_each_choice_weighs_one() -> None:
+    assert sized(Chat(), messages=[], n=8) == Size(len("[]"), answers=8)

@@ -5,7 +5,8 @@ import pytest
 
 from gateway.endpoints.completions import Completions
 from gateway.settings import Caps, MaxTokens
-from tests.gateway.endpoints import CAPS, route, upstream
+from gateway.terms import Size
+from tests.gateway.endpoints import CAPS, route, sized, upstream
 
 
 @pytest.mark.parametrize("prompt", ["x", ["x", "y"], [1, 2], [[1], [2]]])
@@ -24,3 +25,8 @@ def test_usage_is_asked_for_only_of_servers_that_tell_it(asked: bool) -> None:
     ask = Completions().read(orjson.dumps({"model": "m", "prompt": "x", "stream": True}))
     wire = Completions().translator(ask, route(usage_in_streams=asked), CAPS)
     assert (b"include_usage" in wire.request("upstream")) == asked
+
+
+def test_each_choice_of_each_prompt_weighs_one() -> None:
+    size = sized(Completions(), prompt=[[1, 2], [3]], n=3, max_tokens=7)
+    assert size == Size(0, 3, output_limit=7, answers=6)

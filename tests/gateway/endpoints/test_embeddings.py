@@ -5,7 +5,8 @@ import pytest
 from gateway.endpoints.embeddings import Embeddings
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps, MaxTokens
-from tests.gateway.endpoints import upstream
+from gateway.terms import Size
+from tests.gateway.endpoints import sized, upstream
 
 
 @pytest.mark.parametrize("given", ["x", ["x", "y"], [1, 2], [[1], [2]]])
@@ -40,3 +41,8 @@ def test_an_input_of_messages_brings_no_media_in() -> None:
     part = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
     with pytest.raises(InvalidRequest, match="media URLs are not allowed"):
         upstream(Embeddings(), model="m", input=[{"role": "user", "content": [part]}])
+
+
+def test_all_inputs_together_weigh_one_and_answer_with_no_token() -> None:
+    assert sized(Embeddings(), input=["ab", "c"]) == Size(len('["ab","c"]'), output_limit=0)
+    assert sized(Embeddings(), input=[[1, 2], [3]]) == Size(0, 3, output_limit=0)

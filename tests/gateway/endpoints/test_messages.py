@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import orjson
+
 from gateway.endpoints.messages import Messages
 from gateway.settings import Caps, MaxTokens
-from tests.gateway.endpoints import upstream
+from gateway.terms import Size
+from tests.gateway.endpoints import sized, upstream
 
 REQUEST: dict[str, Any] = {
     "model": "m",
@@ -32,3 +35,9 @@ def test_the_output_is_clamped() -> None:
 def test_fields_of_other_dialects_are_left_out() -> None:
     body = upstream(Messages(), **REQUEST, n=3, stream_options={}, betas=["x"])
     assert body == {**REQUEST, "model": "upstream"}
+
+
+def test_a_request_is_its_conversation_and_its_tools() -> None:
+    prompted = (REQUEST[name] for name in ("messages", "system", "tools"))
+    text = sum(len(orjson.dumps(value)) for value in prompted)
+    assert sized(Messages(), **REQUEST) == Size(text, output_limit=32000)

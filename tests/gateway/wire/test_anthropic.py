@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
-from gateway.terms import Usage
+from gateway.terms import Standing, Usage
 from gateway.wire import anthropic
 from tests.gateway.wire import NAME, messages, parse, play, recorded, single
 
@@ -177,3 +177,28 @@ def test_the_last_words_are_one_named_event(exc: Overloaded) -> None:
 
 def test_a_heartbeat_is_a_ping_with_data() -> None:
     assert parse(anthropic.HEARTBEAT) == [("ping", '{"type": "ping"}')]
+
+
+# Limits
+
+#: Resets at 2026-06-15T09:31:00Z and a day's end.
+REQUESTS, TOKENS = Standing(60, 59, 1000, 1_781_515_860), Standing(40_000, 0, 1, 1_781_567_999)
+
+
+def test_limits_are_told_in_anthropics_header_lines() -> None:
+    assert anthropic.limit_lines((REQUESTS, TOKENS)) == (
+        b"anthropic-ratelimit-requests-limit: 60\r\n"
+        b"anthropic-ratelimit-requests-remaining: 59\r\n"
+        b"anthropic-ratelimit-requests-reset: 2026-06-15T09:31:00Z\r\n"
+        b"anthropic-ratelimit-tokens-limit: 40000\r\n"
+        b"anthropic-ratelimit-tokens-remaining: 0\r\n"
+        b"anthropic-ratelimit-tokens-reset: 2026-06-15T23:59:59Z\r\n"
+    )
+
+
+def test_a_limit_there_is_not_has_no_lines() -> None:
+    both = anthropic.limit_lines((REQUESTS, TOKENS))
+    one = anthropic.limit_lines((REQUESTS, None))
+    assert one + anthropic.limit_lines((None, TOKENS)) == both
+    assert one.count(b"\r\n") == 3
+    assert anthropic.limit_lines((None, None)) == b""

@@ -8,7 +8,7 @@ import pytest
 
 from backends.errors import StreamFailed
 from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
-from gateway.terms import Ask, Usage
+from gateway.terms import Ask, Standing, Usage
 from gateway.wire import openai
 from gateway.wire.openai import OpenAITranslator
 from tests.gateway.wire import NAME, chat, cut, parse, play, raw, recorded, single
@@ -308,3 +308,57 @@ def test_another_attempt_may_be_of_another_server() -> None:
     wire.restart()
     other = delta("b").replace(NAME.encode(), b"other")
     assert b'"other"' not in wire.feed(other) + wire.feed(other)
+
+
+# Limits
+
+#: Of a limit of 60 requests and one of 40,000 tokens.
+REQUESTS, TOKENS = Standing(60, 59, 1000, 1), Standing(40_000, 39_150, 1275, 1)
+
+
+def test_limits_are_told_in_openais_header_lines() -> None:
+    assert openai.limit_lines((REQUESTS, TOKENS)) == (
+        b"x-ratelimit-limit-requests: 60\r\n"
+        b"x-ratelimit-remaining-requests: 59\r\n"
+        b"x-ratelimit-reset-requests: 1s\r\n"
+        b"x-ratelimit-limit-tokens: 40000\r\n"
+        b"x-ratelimit-remaining-tokens: 39150\r\n"
+        b"x-ratelimit-reset-tokens: 1.275s\r\n"
+    )
+
+
+def test_a_limit_there_is_not_has_no_lines() -> None:
+    both = openai.limit_lines((REQUESTS, TOKENS))
+    one = openai.limit_lines((REQUESTS, None))
+    assert one + openai.limit_lines((None, TOKENS)) == both
+    assert one.count(b"\r\n") == 3
+    assert openai.limit_lines((None, None)) == b""
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        (0, "0s"),
+        (1, "1ms"),
+        (120, "120ms"),
+        (999, "999ms"),
+        (1000, "1s"),
+        (1010, "1.01s"),
+        (1500, "1.5s"),
+        (10_000, "10s"),
+        (59_999, "59.999s"),
+        (60_000, "1m0s"),
+        (60_001, "1m1s"),
+        (119_001, "2m0s"),
+        (360_000, "6m0s"),
+        (3_599_000, "59m59s"),
+        (3_599_001, "1h0m0s"),
+        (3_600_000, "1h0m0s"),
+        (86_399_999, "24h0m0s"),
+    ],
+)
+def test_a_reset_is_a_duration_as_go_writes_it_and_never_too_short(
+    milliseconds: int, shown: str
+) -> None:
+    lines = openai.limit_lines((Standing(1, 0, milliseconds, 1), None)).decode()
+    assert lines.endswith(f"reset-requests: {shown}\r\n")

@@ -1,0 +1,113 @@
+"""Where a process listens: its sockets, and the uvicorn servers on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gateway.admin import Workers, admin
+from gateway.settings import Config
+from gateway.units import Address
+
+_BACKLOG = 2048
+
+
+class CannotStart(Exception):
+    """Raised when the gateway cannot serve; the text says what is in the way."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handling: its owner decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server(app: Any, **settings: Any) -> Server:
+    """A server of one application. Raises CannotStart where TLS files are of no use."""
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        lifespan="off",
+        ws="none",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=None,
+        **settings,
+    )
+    try:
+        config.load()
+    except OSError as exc:  # ssl.SSLError is one
+        raise CannotStart(f"tls: the certificate or its key: {exc.strerror or exc}") from None
+    return Server(config)
+
+
+def admin_server(workers: Workers, config: Config) -> Server:
+    """The server of the admin port."""
+    app = admin(workers, config.admin_key_sha256)
+    return server(app, http="httptools", timeout_keep_alive=75)
+
+
+def check_free(addresses: Iterable[Address]) -> None:
+    """Raises CannotStart where one of the addresses cannot be listened on now."""
+    with contextlib.ExitStack() as held:
+        for address in addresses:
+            bound(address, held)
+
+
+def bound(address: Address, held: contextlib.ExitStack) -> socket.socket:
+    """A listening socket, closed with `held`. Raises CannotStart."""
+    try:
+        if address.path is not None:
+            return _unix(address.path, held)
+        host = address.host or ""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if family is socket.AF_INET6:
+            sock = socket.socket(family)
+            # One socket for each family: `[::]` beside `0.0.0.0` must both be possible.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        else:
+            sock = socket.socket(family)
+        held.callback(sock.close)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((host, address.port or 0))
+        sock.listen(_BACKLOG)  # bound alone, another could bind and listen first
+        sock.setblocking(False)
+        return sock
+    except OSError as exc:
+        raise CannotStart(f"cannot listen on {address}: {exc.strerror or exc}") from None
+
+
+def shown(address: Address, sock: socket.socket) -> str:
+    """The address with the port that the system chose where it was 0."""
+    if address.path is not None:
+        return str(address)
+    host = f"[{address.host}]" if ":" in (address.host or "") else address.host
+    return f"{host}:{sock.getsockname()[1]}"
+
+
+def _unix(path: str, held: contextlib.ExitStack) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    held.callback(sock.close)
+    if os.path.exists(path):
+        with socket.socket(socket.AF_UNIX) as other, contextlib.suppress(OSError):
+            other.connect(path)
+            raise CannotStart(f"cannot listen on unix:{path}: another process does")
+        os.unlink(path)  # left by a process that is gone
+    sock.bind(path)
+    held.callback(Path(path).unlink, missing_ok=True)
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return sock
