@@ -34,6 +34,7 @@ from gateway.errors import Draining
 from gateway.front import Door, Front
 from gateway.limits.report import Told
 from gateway.listeners import CannotStart, Server, admin_server, bound, server, shown
+from gateway.limits.redis import BadUrl
 from gateway.logs import LineLog, set_up_diagnostics, tell_of_fault
 from gateway.metrics import Counts, render
 from gateway.settings import Config
@@ -61,7 +62,10 @@ class Worker:
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._log = LineLog(log_fd, config.bounds.log_lines)
-        self.composition = Composition(config, secret, self._log, time.monotonic)
+        try:
+            self.composition = Composition(config, secret, self._log, time.monotonic)
+        except BadUrl as exc:
+            raise CannotStart(f"redis: {exc}") from None
         self._tasks: list[asyncio.Task[None]] = []
 
     # The admin port's `Workers`, of one

@@ -100,9 +100,10 @@ class Rule:
 
     def __str__(self) -> str:
         """As people say it: `team search: 500,000 tokens per minute`."""
-        if self.window is None:
-            return f"{self._of}: {self.limit:,} requests at once"
-        return f"{self._of}: {self.limit:,} {self.counted} per {self.window}"
+        counted = "requests" if self.window is None else self.counted
+        noun = counted[:-1] if self.limit == 1 else counted
+        when = "at once" if self.window is None else f"per {self.window}"
+        return f"{self._of}: {self.limit:,} {noun} {when}"
 
     @property
     def _of(self) -> str:

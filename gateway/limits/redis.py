@@ -7,7 +7,7 @@ one hash tag: in a cluster they are on one node, where one script can see them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha1
 from importlib import resources
 from typing import Any
@@ -48,6 +48,10 @@ _answers = msgspec.msgpack.Decoder(tuple[int, list[_Answer]])
 _levels = msgspec.msgpack.Decoder(list[Level])
 
 
+class BadUrl(Exception):
+    """Raised for a URL that redis-py makes nothing of; the text never holds a password."""
+
+
 class Script:
     """A script of files one after the other; `sha` is what Redis knows it by once it has it."""
 
@@ -68,8 +72,9 @@ class Redis:
     looking = Script("rules", "levels")
 
     def __init__(self, url: str, prefix: str) -> None:
+        """Raises BadUrl. Connects to nothing yet."""
         self.workers = 1
-        self._client, *self._sentinels = clients(url)
+        self._client, *self._sentinels = checked(clients, url)
         self._prefix = prefix
         self._worker = secrets.token_hex(8)
 
@@ -149,6 +154,19 @@ class Redis:
 
 def _place(places: dict[Rule, int], rule: Rule) -> int:
     return places.setdefault(rule, len(places) + 1)
+
+
+def checked(make: Callable[[str], Sequence[Any]], url: str) -> Sequence[Any]:
+    """What is made of a URL, if redis-py knows all its parameters. Raises BadUrl."""
+    try:
+        made = make(url)
+        pool = getattr(made[0], "connection_pool", None)
+        if pool is not None:
+            pool.make_connection()  # it looks at its parameters only now
+    except (TypeError, ValueError) as exc:
+        told = str(exc).partition("got an ")[2] or str(exc)
+        raise BadUrl(f"the URL's parameters are not understood: {told}") from None
+    return made
 
 
 def clients(url: str) -> Sequence[Any]:

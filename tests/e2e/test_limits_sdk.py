@@ -87,7 +87,7 @@ async def test_a_spent_budget_is_raised_at_once_with_our_words() -> None:
         assert await asked.told(3) == [(200, ""), spent, spent]
         assert (of_openai.value.type, of_openai.value.code) == ("insufficient_quota",) * 2
         for raised in (of_openai.value, of_anthropic.value):
-            assert "key ann: 1 requests per day; try again in" in str(raised)
+            assert "key ann: 1 request per day; try again in" in str(raised)
             assert str(raised.request_id) in str(raised)
 
 
@@ -118,7 +118,7 @@ async def test_a_model_that_stays_full_is_overloaded_to_both() -> None:
             openai.InternalServerError,
             anthropic.OverloadedError,
         ]
-        assert all("model tiny: 1 requests at once" in str(each) for each in failures)
+        assert all("model tiny: 1 request at once" in str(each) for each in failures)
         full = [(503, "model.concurrency")] * TRIES + [(529, "model.concurrency")] * TRIES
         assert sorted(await asked.told(2 * TRIES)) == full
 

@@ -68,7 +68,7 @@ class Streams:
         return [asyncio.create_task(_rest(*each)) for each in begun]
 
     async def _begun(self, gateway: Serving, user: str) -> tuple[Client, Heard]:
-        client = await Client.open(gateway.port)
+        client = await Client.open(gateway.port, patience=120)
         await client.post(CHAT, body(CHAT, user=user), HEADERS)
         return client, Heard(*await client.read_head("POST"))
 

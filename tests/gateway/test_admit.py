@@ -166,6 +166,9 @@ async def test_the_first_request_of_a_small_key_passes_though_its_estimate_does_
     desk = Desk(key=f"{{tokens_per_{window}: 200}}")
     permit = await desk.admit(Size(text_bytes=400, output_limit=32_000))
     assert await desk.left(f"key.tokens_per_{window}") == 0
+    # What does not fit is not owed before it is used.
+    ((_, reserved),) = desk.counter.claims[0].lines
+    assert reserved == 200
     permit.settle(used(100, 20), 20)
     assert await desk.left(f"key.tokens_per_{window}") == 80
 

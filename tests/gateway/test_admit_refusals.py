@@ -29,9 +29,9 @@ async def test_a_refusal_names_the_scope_the_limit_the_rule_and_the_wait() -> No
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ({"gateway": "{requests_per_minute: 1}"}, "this gateway: 1 requests per minute"),
-        ({"both": "{requests_per_minute: 1}"}, "team search on llama: 1 requests per minute"),
-        ({"key": "{requests_per_second: 1}"}, "key ann: 1 requests per second"),
+        ({"gateway": "{requests_per_minute: 1}"}, "this gateway: 1 request per minute"),
+        ({"both": "{requests_per_minute: 1}"}, "team search on llama: 1 request per minute"),
+        ({"key": "{requests_per_second: 1}"}, "key ann: 1 request per second"),
     ],
 )
 async def test_a_refusal_on_requests_says_whose_they_are(rules: dict[str, str], said: str) -> None:
@@ -52,7 +52,7 @@ async def test_a_full_concurrency_rule_is_about_requests_and_worth_a_try_in_a_se
         assert refusal.retry_after is not None
         assert 0.8 <= refusal.retry_after <= 1
         assert refusal.should_retry is None
-    assert str(refusal) == "key ann: 1 requests at once; try again in 1 s"
+    assert str(refusal) == "key ann: 1 request at once; try again in 1 s"
 
 
 @pytest.mark.parametrize(
@@ -147,17 +147,20 @@ async def test_of_several_rules_that_refuse_the_one_that_does_so_for_longest_is_
 
 async def test_an_answer_tells_of_the_tightest_rule_on_requests_and_of_that_on_tokens() -> None:
     desk = Desk(
-        key="{requests_per_minute: 100, tokens_per_minute: 1000}",
-        team="{requests_per_minute: 10, tokens_per_minute: 100000}",
+        key="{requests_per_minute: 5, tokens_per_minute: 1000}",
+        team="{requests_per_minute: 20, tokens_per_minute: 100000}",
         gateway="{requests_per_day: 1000, tokens_per_day: 100000}",
     )
+    for _ in range(5):
+        await desk.admit(principal=BOB)
     requests, tokens = (await desk.admit()).standings
     assert requests is not None
     assert tokens is not None
-    assert (requests.limit, requests.remaining, requests.reset) == (10, 9, 6000)
+    # 14 of 20 is less than 4 of 5.
+    assert (requests.limit, requests.remaining, requests.reset) == (20, 14, 18_000)
     assert (tokens.limit, tokens.remaining, tokens.reset) == (1000, 850, 9000)
     at = int(START.timestamp())
-    assert (requests.at, tokens.at) == (at + 7, at + 10), "rounded up from .25 s"
+    assert (requests.at, tokens.at) == (at + 19, at + 10), "rounded up from .25 s"
 
 
 async def test_the_limit_told_is_what_may_pass_at_once() -> None:

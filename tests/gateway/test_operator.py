@@ -252,7 +252,7 @@ async def test_a_refused_caller_is_explained_reset_and_served(
             port = await serving.listening()
             answers = [await request(port, "POST", CHAT, HEADERS, BODY) for _ in range(3)]
             assert [answer.status for answer in answers] == [200, 200, 429]
-            assert "key ann: 1 requests per minute" in answers[2].json()["error"]["message"]
+            assert "key ann: 1 request per minute" in answers[2].json()["error"]["message"]
             shown = await told_by("--config", str(file), "--key", "ann")
             marked = [line for line in shown.splitlines() if line.endswith("spent")]
             assert [line.partition("   ")[0] for line in marked] == ["key ann: requests per minute"]

@@ -25,7 +25,7 @@ from gateway.limits.base import (
     window_end,
     window_start,
 )
-from gateway.limits.redis import MOST, REMEMBERED, Redis
+from gateway.limits.redis import MOST, REMEMBERED, BadUrl, Redis
 from tests.fakes.redis import RedisServer
 
 PREFIX = "{fairgate}"
@@ -372,3 +372,17 @@ async def test_what_cannot_be_asked_is_unavailable(redis_server: RedisServer) ->
         with pytest.raises(Unavailable):
             await call
     await nobody.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h?socket_timeout=abc",
+        "redis://h?nonsense=1",
+        "redis+sentinel://h/fairgate/0?nonsense=1",
+        "redis+cluster://h?nonsense=1",
+    ],
+)
+async def test_a_parameter_that_the_client_does_not_know_is_told_at_the_start(url: str) -> None:
+    with pytest.raises(BadUrl, match="not understood"):
+        Redis(url.replace("h?", "user:secret@h?"), "{fairgate}")
