@@ -89,7 +89,7 @@ async def test_a_spent_budget_is_an_insufficient_quota(
     assert (refusal.type, refusal.code) == ("insufficient_quota", "insufficient_quota")
     assert (refusal.status, refusal.anthropic_type) == (429, "rate_limit_error")
     assert (refusal.retry_after, refusal.should_retry) == (60, False)
-    assert str(refusal) == f"team search: 1 {counted} per {window}; try again in {wait}"
+    assert str(refusal) == f"team search: 1 {counted[:-1]} per {window}; try again in {wait}"
 
 
 async def test_a_budget_that_comes_back_within_a_minute_is_worth_a_retry() -> None:
