@@ -32,9 +32,9 @@ from gateway.channel import Channel, ChannelEnded, Handler
 from gateway.composition import Composition
 from gateway.errors import Draining
 from gateway.front import Door, Front
+from gateway.limits.redis import BadUrl
 from gateway.limits.report import Told
 from gateway.listeners import CannotStart, Server, admin_server, bound, server, shown
-from gateway.limits.redis import BadUrl
 from gateway.logs import LineLog, set_up_diagnostics, tell_of_fault
 from gateway.metrics import Counts, render
 from gateway.settings import Config
