@@ -96,15 +96,19 @@ class Flight(Protocol):
 class Sink(Protocol):
     """Who takes an answer. The transport calls it from its own read callback.
 
-    For each attempt: `begin`, then `head` at most once, `data` any number of times, and exactly
-    one of `end` and `broken`. `failure` is then None for a good answer. `promised` says that
-    something of this attempt reached the caller, so that no other replica may be tried.
+    For each attempt: `begin`, `sent` each time the request is written, then `head` at most once,
+    `data` any number of times, and exactly one of `end` and `broken`. `failure` is then None for a
+    good answer. `promised` says that something of this attempt reached the caller, so that no other
+    replica may be tried.
     """
 
     failure: BackendError | None
     promised: bool
 
     def begin(self, flight: Flight, replica: Replica) -> None: ...
+    def sent(self) -> None:
+        """From here on the server may have the request."""
+
     def head(self, status: int, headers: Headers) -> None: ...
     def data(self, piece: bytes) -> None: ...
     def end(self) -> None: ...

@@ -224,6 +224,7 @@ class Transfer:
         self._connection = connection
         self._task = None
         self._sent_at = self._loop.time()
+        self._sink.sent()
         if self._paused:
             connection.transport.pause_reading()
         return self._request
@@ -288,6 +289,9 @@ class Collected:
 
     def begin(self, flight: Any, replica: Replica) -> None:
         self._flight = flight
+
+    def sent(self) -> None:
+        pass
 
     def head(self, status: int, headers: Headers) -> None:
         self.status = status

@@ -6,7 +6,7 @@ Types hold already when these run. Each check yields the key at fault and the re
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -19,12 +19,13 @@ Problem = tuple[Path, str]
 
 # Settings the schema describes and nothing enforces yet. Anything but the default is refused, so
 # that no one relies on what is not there; `*` is every entry. A version that enforces one drops it.
-NOT_YET: tuple[str, ...] = (
-    "models.*.split",
-    "models.*.fallback",
-    "trusted_proxies",
-)
+NOT_YET: tuple[str, ...] = ("trusted_proxies",)
 
+#: What a model with replicas has and a split has not.
+_OF_A_POOL = (
+    *("kind", "upstream_model", "policy", "fallback", "limits", "timeouts"),
+    *("cached_token_weight", "usage_in_streams", "request"),
+)
 _LIMITS = (
     "limits",
     "models.*.limits",
@@ -138,7 +139,7 @@ def _names(config: Config) -> Iterator[Problem]:
 def _model(config: Config, name: str, model: Model) -> Iterator[Problem]:
     path = ("models", name)
     if model.split is not None:
-        yield from _split(config, model, path)
+        yield from _split(config, model, model.split, path)
     elif not model.replicas:
         yield path, "needs replicas, or a split over other models"
     if model.policy == "prefix_affinity":
@@ -150,23 +151,37 @@ def _model(config: Config, name: str, model: Model) -> Iterator[Problem]:
         yield from _replica(replica, place)
     for index, target in enumerate(model.fallback):
         place = (*path, "fallback", index)
-        if target not in config.models:
-            yield place, f"no model {target!r}; {listed(config.models)}"
-        elif target == name:
+        if target == name:
             yield place, "a model is no fallback of its own"
+        elif target in model.fallback[:index]:
+            yield place, f"{target!r} is there twice"
+        else:
+            yield from _target(config, target, place)
 
 
-def _split(config: Config, model: Model, path: Path) -> Iterator[Problem]:
+def _split(config: Config, model: Model, sides: Mapping[str, int], path: Path) -> Iterator[Problem]:
     if model.replicas:
         yield (*path, "split"), "a model has replicas or a split, not both"
-    if not model.split:
+    if not sides:
         yield (*path, "split"), "needs a model"
-    for target in model.split or {}:
-        place = (*path, "split", target)
-        if target not in config.models:
-            yield place, f"no model {target!r}; {listed(config.models)}"
-        elif config.models[target].split is not None:
-            yield place, f"{target!r} is a split itself"
+    for target in sides:
+        yield from _target(config, target, (*path, "split", target))
+    unset = {"timeouts": config.timeouts, "request": config.request}
+    for setting in _OF_A_POOL:
+        default = unset[setting] if setting in unset else _default(Model, setting)
+        if getattr(model, setting) != default:
+            yield (*path, setting), "a split has none of its own; set it for the models it names"
+
+
+def _target(config: Config, target: str, place: Path) -> Iterator[Problem]:
+    """Why a name cannot stand in a split or a fallback: only a model with replicas can."""
+    model = config.models.get(target)
+    if model is not None and model.split is not None:
+        yield place, f"{target!r} is a split itself; name the models it splits over"
+    elif model is None:
+        names = [name for name, other in config.models.items() if target in other.aliases]
+        known = f"it is an alias of {names[0]}" if names else listed(config.models)
+        yield place, f"no model {target!r}; {known}"
 
 
 def _replica(replica: ReplicaSettings, path: Path) -> Iterator[Problem]:
@@ -199,6 +214,13 @@ def _permissions(config: Config) -> Iterator[Problem]:
     for place, model in named:
         if model not in known:
             yield place, f"no model {model!r}; {listed(known)}"
+    split = {name: model for name, model in config.models.items() if model.split is not None}
+    splits = {*split, *(alias for model in split.values() for alias in model.aliases)}
+    for name, team in config.teams.items():
+        for limited in team.limits_by_model:
+            if limited in splits:
+                place = ("teams", name, "limits_by_model", limited)
+                yield place, f"{limited!r} is a split; limit the models it names"
 
 
 def _keys(config: Config) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from backends import discovery
@@ -30,7 +30,7 @@ from gateway.limits.report import Report
 from gateway.limits.rulebook import Rulebook
 from gateway.logs import LineLog
 from gateway.metrics import Metrics
-from gateway.route import Route, Routes
+from gateway.route import Route, Routes, Split
 from gateway.salts import Salts
 from gateway.settings import Config, Model, ReplicaSettings
 from gateway.terms import Principal
@@ -58,13 +58,17 @@ class Composition:
         self.metrics.teams.learn(key.team for key in config.keys)
         self._replicas: dict[ReplicaSettings, Replica] = {}
         for name, model in config.models.items():
+            if model.split is not None:
+                self._split(name, model, model.split)
+                continue
             replicas = [self._replica(settings) for settings in model.replicas]
             self._add(name, model, replicas)
-        self._configured = frozenset(self.routes.table)
+        self._configured = frozenset((*self.routes.table, *self.routes.splits))
         self.rulebook = Rulebook(config)
         self.courier = _courier(config)
         self.counter: Counter = self.courier or Alone(microseconds())
-        self.report = Report(self.rulebook, self.counter)
+        mode = None if config.redis is None else config.when_redis_is_down
+        self.report = Report(self.rulebook, self.counter, mode, microseconds())
         self.gateway = Gateway(
             config=config,
             keys=ConfiguredKeys(principals(config)),
@@ -149,9 +153,16 @@ class Composition:
             usage_in_streams=model.usage_in_streams == "auto",
             max_model_len=length,
             cached_token_weight=model.cached_token_weight,
+            fallback=model.fallback,
         )
         for known_as in (name, *model.aliases):
             self.routes.table[known_as] = route
+        self.metrics.models.learn((name, *model.aliases))
+
+    def _split(self, name: str, model: Model, sides: Mapping[str, int]) -> None:
+        split = Split(name, sides)
+        for known_as in (name, *model.aliases):
+            self.routes.splits[known_as] = split
         self.metrics.models.learn((name, *model.aliases))
 
     def _replica(self, settings: ReplicaSettings) -> Replica:

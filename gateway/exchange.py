@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from backends.base import Call
-from backends.errors import BackendError
+from backends.errors import BackendError, ConnectFailed, NoReplica
 from gateway import accept, passing
 from gateway.account import Account
 from gateway.admit import Admission, Permit
@@ -38,6 +38,22 @@ class Gateway:
     #: The largest body any model or team may be sent, in bytes.
     largest_body: int
     live: set[Exchange] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Errand:
+    """An admitted request on its way.
+
+    Mutable state: `route` and `translator`, those of the pool that is asked now; `reached`,
+    whether an engine may have had it.
+    """
+
+    principal: Principal
+    ask: Ask
+    body: bytes
+    route: Route
+    translator: Translator
+    reached: bool = False
 
 
 class Exchange:
@@ -98,11 +114,9 @@ class Exchange:
 
             ask = endpoint.read(accept.text(body))
             record.stream = ask.stream
-            route = gateway.routes.resolve(ask.model, principal)
+            route = gateway.routes.resolve(ask, principal)
             record.model, record.pool = ask.model, route.pool.name
-            caps = route.caps_for(principal.team)
-            accept.check_size(body, caps.body)
-            translator = endpoint.translator(ask, route, caps)
+            translator = self._translator(principal, ask, body, route)
 
             permit = await gateway.admission.admit(
                 record.request_id,
@@ -113,20 +127,51 @@ class Exchange:
             )
             record.admitted = time.monotonic()
             self.reply.more_headers += endpoint.limit_lines(permit.standings) + permit.headers
+            errand = Errand(principal, ask, body, route, translator)
             try:
-                await self._send(principal, ask, route, translator)
+                await self._send(errand)
             finally:
                 failure = self._ending or sys.exception()
                 if failure is not None:
-                    self._not_served(permit, translator, failure)
+                    self._not_served(permit, errand, failure)
+                translator = errand.translator
                 record.usage = permit.settle(translator.usage, translator.events)
                 record.dropped_fields = translator.dropped
 
-    async def _send(
-        self, principal: Principal, ask: Ask, route: Route, translator: Translator
-    ) -> None:
-        record, pool, head = self.record, route.pool, self._head
-        salt = self._gateway.salts.of(principal, route, self._endpoint.path)
+    def _translator(self, principal: Principal, ask: Ask, body: bytes, route: Route) -> Translator:
+        """The request as it may go to the route's pool. Raises InvalidRequest."""
+        caps = route.caps_for(principal.team)
+        accept.check_size(body, caps.body)
+        return self._endpoint.translator(ask, route, caps)
+
+    async def _send(self, errand: Errand) -> None:
+        """Send it to its pool; where no engine there can have had it, to the pools that take over.
+
+        Raises the BackendError of the pool asked last.
+        """
+        principal, ask, body = errand.principal, errand.ask, errand.body
+        failure = await self._send_to_pool(errand)
+        for route in self._gateway.routes.fallbacks(errand.route):
+            if failure is None:
+                return
+            try:
+                errand.translator = self._translator(principal, ask, body, route)
+            except InvalidRequest:
+                continue  # for the model asked for it is good; this one cannot serve it
+            errand.route = route
+            failure = await self._send_to_pool(errand)
+        if failure is not None:
+            raise failure
+
+    async def _send_to_pool(self, errand: Errand) -> BackendError | None:
+        """Why another pool may be asked, None where all went well. Raises any other BackendError.
+
+        That is where every replica is full or cannot be connected to, and the answer's head, which
+        names the pool, has not left. What an engine may have had is never sent to a second pool.
+        """
+        ask, route, translator = errand.ask, errand.route, errand.translator
+        record, head = self.record, self._head
+        salt = self._gateway.salts.of(errand.principal, route, self._endpoint.path)
         if salt is not None:
             translator.set("cache_salt", salt)
         call = Call(
@@ -139,25 +184,33 @@ class Exchange:
         deadline = passing.deadline(head, record.began, route.timeouts, ask.stream)
         relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone)
         self._caller.watcher = relay
-        with pool.turn(ask.demand) as turn:
-            try:
-                await turn.send(call, relay)
-            finally:
-                relay.close()
-                record.attempts = turn.attempts
-                record.first_event = relay.first_event
-                record.replica = turn.replica.url if turn.replica else ""
+        try:
+            with route.pool.turn(ask.demand) as turn:
+                record.pool = route.pool.name
+                try:
+                    await turn.send(call, relay)
+                finally:
+                    relay.close()
+                    errand.reached = errand.reached or relay.reached
+                    record.attempts += turn.attempts
+                    record.first_event = relay.first_event
+                    record.replica = turn.replica.url if turn.replica else ""
+        except (ConnectFailed, NoReplica) as exc:
+            if relay.reached or self.reply.state is not State.NONE:
+                raise
+            return exc
+        return None
 
-    def _not_served(self, permit: Permit, translator: Translator, exc: BaseException) -> None:
+    def _not_served(self, permit: Permit, errand: Errand, exc: BaseException) -> None:
         """What a request costs of whose answer the caller saw nothing, by whose doing that was."""
         # What opens a stream of messages is no token yet; of a plain answer no events are counted.
-        if self.record.first_event and (translator.events or not self.record.stream):
+        if self.record.first_event and (errand.translator.events or not self.record.stream):
             return
         if isinstance(exc, BackendError):
             exc = from_backend(exc)
         if isinstance(exc, InvalidRequest):
             permit.settle(Usage(exact=True), 0)  # the engine refused it: a request, no tokens
-        elif not isinstance(exc, ClientGone) or not self.record.attempts:
+        elif not isinstance(exc, ClientGone) or not errand.reached:
             permit.refund()
 
     # Endings from outside

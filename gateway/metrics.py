@@ -77,10 +77,10 @@ class Metrics:
         self._gauges = gauges
         self.models = Names()
         self.teams = Names()
-        self.requests: Counter[tuple[str, str, str, int]] = Counter()
-        self.seconds: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
-        self.first_event: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
-        self.tokens: Counter[tuple[str, str, str]] = Counter()
+        self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
+        self.seconds: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
+        self.first_event: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
+        self.tokens: Counter[tuple[str, str, str, str]] = Counter()
         self.retries: Counter[tuple[str, str]] = Counter()
         self.stream_failures: Counter[tuple[str, str]] = Counter()
         self.limited: Counter[tuple[str, str]] = Counter()
@@ -95,18 +95,19 @@ class Metrics:
     def close(self, record: Record, seconds: float) -> None:
         """Count one finished request that took `seconds`."""
         model = self.models[record.model] if record.model else OTHER
+        pool = self.models[record.pool] if record.pool else OTHER
         team = self.teams[record.team] if record.team else OTHER
         endpoint = record.endpoint
-        self.requests[endpoint, model, team, record.status] += 1
-        self.seconds[endpoint, model].observe(seconds)
+        self.requests[endpoint, model, pool, team, record.status] += 1
+        self.seconds[endpoint, model, pool].observe(seconds)
         if record.first_event:
-            self.first_event[endpoint, model].observe(record.first_event - record.began)
+            self.first_event[endpoint, model, pool].observe(record.first_event - record.began)
         usage = record.usage
         if usage.prompt:
-            self.tokens[model, team, "prompt"] += usage.prompt
-            self.tokens[model, team, "cached"] += usage.cached
+            self.tokens[model, pool, team, "prompt"] += usage.prompt
+            self.tokens[model, pool, team, "cached"] += usage.cached
         if usage.completion:
-            self.tokens[model, team, "completion"] += usage.completion
+            self.tokens[model, pool, team, "completion"] += usage.completion
         if record.outcome == "client_gone" and record.attempts:
             self.aborts["streaming" if record.first_event else "waiting"] += 1
         self.unknown_fields += record.dropped_fields
@@ -186,13 +187,13 @@ class Family:
 
 
 Series = dict[tuple[str, ...], list[float]]
-_PATH = ("endpoint", "model")
+_PATH = ("endpoint", "model", "pool")
 _REPLICA = ("model", "replica")
 _gauge = partial(Family, kind=GaugeMetricFamily, stays=False)
 
 FAMILIES = {
     "requests": Family("fairgate_requests", "Finished requests.", (*_PATH, "team", "status")),
-    "tokens": Family("fairgate_tokens", "Tokens used.", ("model", "team", "direction")),
+    "tokens": Family("fairgate_tokens", "Tokens used.", ("model", "pool", "team", "direction")),
     "retries": Family(
         "fairgate_retries", "Attempts made again on another replica.", ("model", "reason")
     ),

@@ -74,7 +74,7 @@ def limits(
         if key or team or raw or admin or file:
             raise click.UsageError(f"options come after {context.invoked_subcommand!r}")
         return
-    told = _asked(_port(admin, file), "GET", f"/limits{_query(key, team)}")
+    told = _asked(_port(admin, file), "GET", f"/limits{_query(key, team)}", "rules")
     if raw:
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
     else:
@@ -97,7 +97,7 @@ def reset(
     if everything and (key or team):
         raise click.UsageError("--all stands alone")
     query = "?all=true" if everything else _query(key, team)
-    told = _asked(_port(admin, file), "POST", f"/limits/reset{query}")
+    told = _asked(_port(admin, file), "POST", f"/limits/reset{query}", "reset")
     for rule in told["reset"]:
         click.echo(f"reset {_name(rule)}")
     if not told["reset"]:
@@ -133,8 +133,8 @@ def _port(admin: str | None, file: str | None) -> Address:
     return config.admin_listen
 
 
-def _asked(at: Address, method: str, target: str) -> dict[str, Any]:
-    """What the admin port answers; ends the command where that is not what was asked for."""
+def _asked(at: Address, method: str, target: str, wanted: str) -> dict[str, Any]:
+    """What the admin port answers, with a list of what is `wanted`; else ends the command."""
     if at.host is None or at.port is None:
         _fail(f"{at} is a Unix socket; ask it with: curl --unix-socket {at.path} http://x{target}")
     try:
@@ -151,12 +151,13 @@ def _asked(at: Address, method: str, target: str) -> dict[str, Any]:
         told = None
     if status == 403:
         _fail(f"http://{at} wants its admin key: set {_KEY} to the one of admin_key_sha256")
-    if not isinstance(told, dict) or not isinstance(told.get("error", ""), str):
+    name, kind = (wanted, list) if status == 200 else ("error", str)
+    if not isinstance(told, dict) or not isinstance(told.get(name), kind):
         _fail(f"http://{at}{target} answered {status}: that is no admin port of fairgate")
     if status == 503:
-        _fail(f"the limits are out of reach: {told.get('error')}")
+        _fail(f"the limits are out of reach: {told['error']}")
     if status != 200:
-        _fail(str(told.get("error")))
+        _fail(told["error"])
     return told
 
 
@@ -186,7 +187,9 @@ def _show(told: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = _WIDE
     if told["degraded"]:
-        console.print("Redis is away: this is what one worker counts by itself.", style="bold red")
+        local = told["mode"] == "local"
+        now = "this is what one worker counts by itself" if local else f"limits are {told['mode']}"
+        console.print(f"Redis is away: {now}.", style="bold red")
     if not told["rules"]:
         console.print("no limit is configured here")
         return

@@ -43,7 +43,8 @@ class ClientStalled(ConnectionBroken):
 class Relay:
     """The sink of one request, over all its attempts, and the watcher of its caller.
 
-    Mutable state: `failure` and `promised` as a `Sink` has them; the attempt's flight, framer and
+    Mutable state: `failure` and `promised` as a `Sink` has them; `reached`, whether an engine may
+    have had the request, in any attempt; the attempt's flight, framer and
     what is held of its answer; `_began`, `_heard` and `_spoke`, when it began, when the engine and
     when we last said something;
     `_paused_at`, since when the caller does not read; `_timer`, the one timer of the request.
@@ -73,6 +74,7 @@ class Relay:
         self._paused_at = 0.0
         self._spoke = 0.0
         self.first_event = 0.0
+        self.reached = False
         # Of one attempt
         self.failure: BackendError | None = None
         self.promised = False
@@ -107,6 +109,9 @@ class Relay:
         self._began = self._heard = self._loop.time()
         if self._timer is None:
             self._arm(self._heard)
+
+    def sent(self) -> None:
+        self.reached = True
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from gateway.route import Route, Routes
+from gateway.errors import ModelNotFound
+from gateway.route import Routes
 from gateway.terms import Head, Principal
 
 PATH = "/v1/models"
@@ -21,29 +22,32 @@ def answer(head: Head, routes: Routes, principal: Principal, started: int) -> di
     anthropic = b"anthropic-version" in head.fields
     shape = _anthropic if anthropic else _openai
     name = unquote(head.path[len(PATH) :].strip("/"))
+    lengths = routes.visible(principal)
     if name:
-        return shape(name, routes.resolve(name, principal), started)
-    models = [shape(name, route, started) for name, route in routes.visible(principal)]
+        if name not in lengths:
+            raise ModelNotFound(name)
+        return shape(name, lengths[name], started)
+    models = [shape(name, length, started) for name, length in lengths.items()]
     return _anthropic_list(models) if anthropic else {"object": "list", "data": models}
 
 
-def _openai(name: str, route: Route, started: int) -> dict[str, Any]:
+def _openai(name: str, length: int | None, started: int) -> dict[str, Any]:
     model: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": started,
         "owned_by": "fairgate",
     }
-    if route.max_model_len is not None:
-        model["max_model_len"] = route.max_model_len
+    if length is not None:
+        model["max_model_len"] = length
     return model
 
 
-def _anthropic(name: str, route: Route, started: int) -> dict[str, Any]:
+def _anthropic(name: str, length: int | None, started: int) -> dict[str, Any]:
     created = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     model = {"type": "model", "id": name, "display_name": name, "created_at": created}
-    if route.max_model_len is not None:
-        model["max_model_len"] = str(route.max_model_len)
+    if length is not None:
+        model["max_model_len"] = str(length)
     return model
 
 

@@ -52,12 +52,6 @@ class Translator:
         self.failed = None
         self._name_sent = None
 
-    def used(self) -> Usage:
-        """What was used so far: the engine's own figures, or the events counted."""
-        if not self.usage.exact:
-            self.usage.completion = max(self.usage.completion, self.events)
-        return self.usage
-
     def request(self, upstream_model: str) -> bytes:
         """The body for the server: what was checked, nothing else, under the server's own name."""
         self._fields["model"] = Raw(orjson.dumps(upstream_model))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import Raw
 
 from gateway.errors import InvalidRequest
@@ -97,6 +98,26 @@ FIELDS: dict[str, Mapping[str, Check | None]] = {
         tools=caps.tools,
     ),
 }
+
+
+class _Metadata(msgspec.Struct):
+    user_id: str | None = None
+
+
+_text = msgspec.json.Decoder(str | None)
+_metadata = msgspec.json.Decoder(_Metadata | None)
+
+
+def user(sent: Mapping[str, Raw]) -> str:
+    """Whom the caller names as its user: `user`, as OpenAI's clients do, or `metadata.user_id`, as
+    Anthropic's do. Empty where neither is a text: what is wrong with it is the engine's to say.
+    """
+    try:
+        told = _text.decode(sent["user"]) if "user" in sent else None
+        metadata = _metadata.decode(sent["metadata"]) if "metadata" in sent else None
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+    return told or (metadata.user_id if metadata else None) or ""
 
 
 def checked(

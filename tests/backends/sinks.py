@@ -13,12 +13,13 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class Kept:
-    """Mutable state: `calls`, by name and in order, and what came with them."""
+    """Mutable state: `calls`, by name and in order, and what came with them; `sends`."""
 
     def __init__(self) -> None:
         self.failure: BackendError | None = None
         self.promised = False
         self.calls: list[str] = []
+        self.sends = 0
         self.flight: Flight | None = None
         self.replicas: list[Replica] = []
         self.status = 0
@@ -30,6 +31,9 @@ class Kept:
         self.failure = None
         self.flight = flight
         self.replicas.append(replica)
+
+    def sent(self) -> None:
+        self.sends += 1
 
     def head(self, status: int, headers: Headers) -> None:
         self.calls.append("head")

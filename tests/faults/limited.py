@@ -88,9 +88,12 @@ async def limited(
     team: str = "{}",
     model: str = "{}",
     timeouts: str = TIMEOUTS,
+    url: str = "",
 ) -> AsyncIterator[Limited]:
     async with Engine(script) as engine:
-        text = configured(engine.url, more=store, model=f"limits: {model}", timeouts=timeouts)
+        text = configured(
+            url or engine.url, more=store, model=f"limits: {model}", timeouts=timeouts
+        )
         old = "}]\nteams: {search: {}}"
         assert old in text
         text = text.replace(old, f", limits: {key}}}]\nteams: {{search: {{limits: {team}}}}}")

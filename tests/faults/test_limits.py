@@ -5,6 +5,7 @@ right. Counted in memory and in a real Redis; each pitfall others fell into has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import orjson
@@ -226,6 +227,30 @@ async def test_who_left_before_anything_was_sent_pays_nothing(
         assert (line["attempts"], line["outcome"], line["status"]) == (0, "client_gone", 499)
         assert line["prompt_tokens"] == line["completion_tokens"] == at.posts == 0
         assert await at.cost() == (0, 0)
+
+
+async def test_who_leaves_while_a_connection_is_being_made_pays_nothing(store: str) -> None:
+    """The engine took the connection and says nothing: its handshake never ends."""
+    taken = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.set()
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with limited(store, url=f"https://127.0.0.1:{port}") as at:
+            taken.clear()  # it was asked for its models
+            async with await Client.open(at.port) as client:
+                await client.post(CHAT, body(CHAT), HEADERS[:1])
+                await taken.wait()
+                assert (await at.left_now())[2] == FULL[2] - 1
+            line = await at.line()
+            assert (line["attempts"], line["outcome"]) == (1, "client_gone")
+            assert await at.cost() == (0, 0)
 
 
 #: What a caller sends that is refused before anything is asked of its limits.

@@ -86,9 +86,10 @@ async def test_limits_are_shown_and_reset() -> None:
             assert (await request(gateway.port, "GET", MODELS, HEADERS)).status == status
         for query in ("", "?key=ann", "?team=search"):
             told = (await request(gateway.admin_port, "GET", f"/limits{query}")).json()
-            assert told["degraded"] is False
+            assert (told["degraded"], told["mode"]) == (False, None)
             requests, slots = told["rules"]
             assert 0 < requests.pop("reset") <= 86_400
+            assert requests.pop("reset_at").endswith("T00:00:00Z")
             assert requests == {
                 **{"scope": "gateway", "owner": [], "name": "requests_per_day"},
                 **{"limit": 2, "burst": 2, "used": 2, "left": 0},

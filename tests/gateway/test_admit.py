@@ -101,6 +101,14 @@ async def test_a_request_no_engine_sees_costs_a_request_of_every_rule_but_the_mo
     assert (permit.standings[0].remaining, permit.standings[1]) == (4, None)
 
 
+async def test_what_holds_on_one_model_does_not_hold_without_one() -> None:
+    desk = Desk(key="{requests_per_minute: 9}", model="{requests_per_minute: 1}")
+    await desk.admit()
+    for number in range(2):
+        await desk.admission.count(f"req_{number}", ANN)
+    assert (await desk.refused()).limited_by == "model.requests_per_minute"
+
+
 @pytest.mark.parametrize("scope", ["key", "team", "gateway", "both", "model"])
 async def test_over_limit_on_one_rule_leaves_the_others_untouched(scope: str) -> None:
     rules = dict.fromkeys(["key", "team", "gateway", "both", "model"], ROOM)

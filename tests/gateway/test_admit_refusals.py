@@ -134,6 +134,7 @@ async def test_no_wait_of_up_to_a_minute_is_told_as_longer_than_one() -> None:
     for _ in range(20):
         refusal = await desk.refused()
         assert (refusal.retry_after, refusal.should_retry) == (60, None)
+        assert str(refusal).endswith("try again in 60 s")
 
 
 async def test_of_several_rules_that_refuse_the_one_that_does_so_for_longest_is_told() -> None:

@@ -1,16 +1,23 @@
 """What must hold between settings, the settings of later versions among them."""
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
 from gateway import checks
 from gateway.checks import problems
 from gateway.document import path_text
-from gateway.settings import Config, Key, Limits, Model, ReplicaSettings, Team
+from gateway.settings import Caps, Config, Key, Limits, Model, ReplicaSettings, Team, Timeouts
 from gateway.units import Address
 
 REPLICAS = (ReplicaSettings(url="http://h"),)
 POOL = Model(replicas=REPLICAS)
+ALIASED = Model(replicas=REPLICAS, aliases=("alias",))
+
+
+def falling_back(*names: str) -> Model:
+    return Model(replicas=REPLICAS, fallback=names)
 
 
 def found(config: Config) -> list[str]:
@@ -31,11 +38,11 @@ LATER: list[tuple[Config, str]] = [
         "redis_prefix: needs a hash tag such as {fairgate}: else a cluster parts its keys",
     ),
     (
-        Config(models={"a": Model(replicas=REPLICAS, fallback=("b",))}),
+        Config(models={"a": falling_back("b")}),
         "models.a.fallback[0]: no model 'b'; known: a",
     ),
     (
-        Config(models={"a": Model(replicas=REPLICAS, fallback=("a",))}),
+        Config(models={"a": falling_back("a")}),
         "models.a.fallback[0]: a model is no fallback of its own",
     ),
     (
@@ -46,7 +53,30 @@ LATER: list[tuple[Config, str]] = [
     (Config(models={"s": Model(split={"b": 1})}), "models.s.split.b: no model 'b'; known: s"),
     (
         Config(models={"a": POOL, "s": Model(split={"a": 1}), "t": Model(split={"s": 1})}),
-        "models.t.split.s: 's' is a split itself",
+        "models.t.split.s: 's' is a split itself; name the models it splits over",
+    ),
+    (
+        Config(models={"a": POOL, "s": Model(split={"a": 1}), "b": falling_back("s")}),
+        "models.b.fallback[0]: 's' is a split itself; name the models it splits over",
+    ),
+    (
+        Config(models={"a": ALIASED, "s": Model(split={"alias": 1})}),
+        "models.s.split.alias: no model 'alias'; it is an alias of a",
+    ),
+    (
+        Config(models={"a": ALIASED, "b": falling_back("alias")}),
+        "models.b.fallback[0]: no model 'alias'; it is an alias of a",
+    ),
+    (
+        Config(models={"a": POOL, "b": falling_back("a", "a")}),
+        "models.b.fallback[1]: 'a' is there twice",
+    ),
+    (
+        Config(
+            models={"a": POOL, "s": Model(split={"a": 1})},
+            teams={"t": Team(limits_by_model={"s": Limits(concurrency=1)})},
+        ),
+        "teams.t.limits_by_model.s: 's' is a split; limit the models it names",
     ),
 ]
 
@@ -55,6 +85,38 @@ LATER: list[tuple[Config, str]] = [
 @pytest.mark.parametrize(("config", "problem"), LATER, ids=[problem for _, problem in LATER])
 def test_a_contradiction_is_found(config: Config, problem: str) -> None:
     assert found(config) == [problem]
+
+
+#: What only a model with replicas can have.
+OF_A_POOL: dict[str, Any] = {
+    "kind": "openai",
+    "upstream_model": "real",
+    "policy": "round_robin",
+    "fallback": ("a",),
+    "limits": Limits(concurrency=1),
+    "timeouts": Timeouts(stall=1.0),
+    "cached_token_weight": 1.0,
+    "usage_in_streams": "off",
+    "request": Caps(n=1),
+}
+
+
+@pytest.mark.parametrize("setting", OF_A_POOL)
+def test_what_nothing_would_heed_on_a_split_is_refused(setting: str) -> None:
+    split = Model(split={"a": 1}, **{setting: OF_A_POOL[setting]})
+    assert found(Config(models={"a": POOL, "s": split})) == [
+        f"models.s.{setting}: a split has none of its own; set it for the models it names"
+    ]
+
+
+def test_every_setting_of_a_model_is_for_pools_or_for_splits_too() -> None:
+    assert {*OF_A_POOL, "replicas", "split", "aliases"} == set(Model.__struct_fields__)
+
+
+def test_a_split_goes_with_timeouts_and_caps_of_the_gateway() -> None:
+    times, caps = Timeouts(stall=1.0), Caps(n=1)
+    split = Model(split={"a": 1}, timeouts=times, request=caps)
+    assert found(Config(timeouts=times, request=caps, models={"a": POOL, "s": split})) == []
 
 
 @pytest.mark.usefixtures("everything")

@@ -15,6 +15,7 @@ from gateway import composition
 from gateway import config as configuration
 from gateway.composition import principals
 from gateway.settings import Key, Team, Timeouts
+from gateway.terms import Principal
 from gateway.worker import Worker
 from tests.fakes.client import request
 from tests.fakes.engine import Engine
@@ -275,6 +276,25 @@ async def test_a_configured_model_stays_as_configured_beside_discovered_ones(
                 assert set(table) == {"tiny", "extra"}
                 assert (table["tiny"].caps.n, table["tiny"].upstream_model) == (1, "real")
                 assert [r.url for r in table["tiny"].pool.replicas] == [mine.url]
+
+
+async def test_a_split_stays_a_split_beside_a_discovered_model_of_its_name(
+    tmp_path: Path,
+) -> None:
+    async with Engine() as mine, Engine(models=("chat", "gpt")) as found:
+        text = configured(mine.url).replace(
+            "models: {", "models: {chat: {split: {tiny: 1}, aliases: [gpt]}, ", 1
+        )
+        config = configuration.override(
+            configuration.load("test.yaml", text, {}), backends=(found.url,)
+        )
+        with open(tmp_path / "log", "wb") as file:
+            worker = Worker(config, SECRET, file.fileno())
+            async with worker.serving():
+                routes = worker.composition.routes
+                assert (set(routes.table), set(routes.splits)) == ({"tiny"}, {"chat", "gpt"})
+                lengths = routes.visible(Principal("ann", "search"))
+                assert lengths == dict.fromkeys(("tiny", "chat", "gpt"), 4096)
 
 
 async def test_an_https_server_is_asked_over_tls_and_its_own_authority() -> None:

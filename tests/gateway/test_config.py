@@ -153,14 +153,20 @@ BAD: list[tuple[str, str]] = [
      f"- {{name: a, team: ads, sha256: {'1' * 64}}}", "4: keys[1].name: 'a' is keys[0] already"),
     (TEAMS + f"keys:\n- {{name: a, team: ads, sha256: {'a' * 64}}}\n"
      f"- {{name: b, team: ads, sha256: {'A' * 64}}}", "4: keys[1].sha256: is that of keys[0] too"),
+    ("models:\n  a:\n    replicas: [http://h]\n    fallback: [b]",
+     "4: models.a.fallback[0]: no model 'b'; known: a"),
+    ("models:\n  a:\n    split: {b: 1}", "3: models.a.split.b: no model 'b'; known: a"),
+    (MODELS + "  chat:\n    split: {llama: 1}\n    timeouts: {stall: 1s}",
+     "5: models.chat.timeouts: a split has none of its own; set it for the models it names"),
+    (MODELS + "  chat: {split: {llama: 1}, aliases: [c]}\n"
+     "teams: {t: {limits_by_model: {c: {concurrency: 1}}}}",
+     "4: teams.t.limits_by_model.c: 'c' is a split; limit the models it names"),
     ("request: {body: 1GiB}", "1: request.body: 1GiB is more than bounds.bodies, 256MiB"),
     ("teams: {a: {request: {media: {urls: allow}}}}", "1: teams.a.request.media: urls: allow"),
 ]  # fmt: skip
 
 LATER: list[tuple[str, str]] = [
-    ("models:\n  a:\n    replicas: [http://h]\n    fallback: [b]", "4: models.a.fallback"),
     ("trusted_proxies: [10.0.0.1]", "1: trusted_proxies"),
-    ("models:\n  a:\n    split: {b: 1}", "3: models.a.split"),
 ]  # fmt: skip
 
 

@@ -41,7 +41,14 @@ def metrics() -> Metrics:
 
 
 def record(**more: Any) -> Record:
-    given = {"model": "llama", "team": "search", "status": 200, "attempts": 1, **more}
+    given = {
+        "model": "llama",
+        "pool": "llama",
+        "team": "search",
+        "status": 200,
+        "attempts": 1,
+        **more,
+    }
     return Record("req_1", CHAT, 100.0, **given)
 
 
@@ -50,7 +57,7 @@ def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
     used = Usage(prompt=10, cached=4, completion=7, exact=True)
     told.close(record(first_event=100.2, usage=used, dropped_fields=2), 1.5)
     told.close(record(first_event=100.4, usage=used), 0.5)
-    labels = {"endpoint": CHAT, "model": "llama"}
+    labels = {"endpoint": CHAT, "model": "llama", "pool": "llama"}
     requests = {**labels, "team": "search", "status": "200"}
     assert value(told, "fairgate_requests_total", **requests) == 2
     assert value(told, "fairgate_request_seconds_count", **labels) == 2
@@ -58,9 +65,24 @@ def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
     first = value(told, "fairgate_time_to_first_event_seconds_sum", **labels)
     assert first == pytest.approx(0.6)
     for direction, tokens in (("prompt", 20), ("cached", 8), ("completion", 14)):
-        of = {"model": "llama", "team": "search", "direction": direction}
+        of = {"model": "llama", "pool": "llama", "team": "search", "direction": direction}
         assert value(told, "fairgate_tokens_total", **of) == tokens
     assert value(told, "fairgate_unknown_fields_total") == 2
+
+
+def test_a_request_is_counted_by_the_name_asked_for_and_the_pool_that_served_it() -> None:
+    told = metrics()
+    told.models.learn(["chat", "llama-next"])
+    used = Usage(completion=7, exact=True)
+    for pool_name, times in (("llama", 2), ("llama-next", 1)):
+        for _ in range(times):
+            told.close(record(model="chat", pool=pool_name, first_event=100.2, usage=used), 0.5)
+        names = {"model": "chat", "pool": pool_name}
+        path, team = {**names, "endpoint": CHAT}, {**names, "team": "search"}
+        assert value(told, "fairgate_requests_total", **{**path, **team}, status="200") == times
+        assert value(told, "fairgate_request_seconds_count", **path) == times
+        assert value(told, "fairgate_time_to_first_event_seconds_count", **path) == times
+        assert value(told, "fairgate_tokens_total", **team, direction="completion") == 7 * times
 
 
 def test_a_refusal_by_a_limit_is_counted_by_team_and_rule() -> None:
@@ -116,17 +138,17 @@ def test_buckets_add_up() -> None:
     counts = [count for _, count in sorted(buckets(told).items())]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, 4)
-    labels = {"endpoint": CHAT, "model": "llama"}
+    labels = {"endpoint": CHAT, "model": "llama", "pool": "llama"}
     assert value(told, "fairgate_request_seconds_sum", **labels) == pytest.approx(1000.601)
 
 
 def test_names_nobody_configured_become_other() -> None:
     told = metrics()
-    told.close(record(model="made-up", team="made-up"), 0.1)
-    told.close(record(model="", team="", status=401), 0.1)
+    told.close(record(model="made-up", pool="made-up", team="made-up"), 0.1)
+    told.close(record(model="", pool="", team="", status=401), 0.1)
     for status in ("200", "401"):
-        labels = {"endpoint": CHAT, "model": OTHER, "team": OTHER, "status": status}
-        assert value(told, "fairgate_requests_total", **labels) == 1
+        path = {"endpoint": CHAT, "model": OTHER, "pool": OTHER}
+        assert value(told, "fairgate_requests_total", **path, team=OTHER, status=status) == 1
 
 
 def test_at_most_256_names_are_told_apart() -> None:
@@ -142,12 +164,12 @@ def test_no_label_grows_past_256_values_however_many_pools_there_are() -> None:
     told = Metrics(Routes({name: route(pool(name, replica(f"http://{name}"))) for name in names}))
     told.models.learn(names)
     for name in names:
-        told.close(record(model=name), 0.1)
+        told.close(record(model=name, pool=name), 0.1)
         told.retried(name, "connect")
         told.attempt_failed(name, replica(), ConnectFailed("x"))
     models: dict[str, set[str]] = {}
     for name, labels in samples(told.render()):
-        models.setdefault(name, set()).update(v for n, v in labels if n == "model")
+        models.setdefault(name, set()).update(v for n, v in labels if n in ("model", "pool"))
     assert models["fairgate_requests_total"] == {*names[:256], OTHER}
     assert {name: len(seen) for name, seen in models.items() if len(seen) > 257} == {}
 
@@ -193,7 +215,7 @@ def test_names_with_quotes_and_line_ends_do_not_break_the_text() -> None:
     told = Metrics(Routes({}))
     told.models.learn([name])
     told.close(record(model=name), 0.1)
-    labels = {"endpoint": CHAT, "model": name, "team": OTHER, "status": "200"}
+    labels = {"endpoint": CHAT, "model": name, "pool": OTHER, "team": OTHER, "status": "200"}
     assert value(told, "fairgate_requests_total", **labels) == 1
 
 
@@ -231,14 +253,15 @@ def test_counts_of_several_are_added_and_gauges_by_their_sense() -> None:
     def of(name: str, **labels: str) -> float:
         return told[name, frozenset(labels.items())]
 
-    path = {"endpoint": CHAT, "model": "llama"}
+    path = {"endpoint": CHAT, "model": "llama", "pool": "llama"}
     assert of("fairgate_requests_total", **path, team=OTHER, status="200") == 2
     assert of("fairgate_requests_total", **path, team=OTHER, status="502") == 1
     assert of("fairgate_request_seconds_count", **path) == 3
     assert of("fairgate_request_seconds_sum", **path) == pytest.approx(2.5)
     assert of("fairgate_request_seconds_bucket", **path, le="1") == 2
     assert of("fairgate_time_to_first_event_seconds_count", **path) == 2
-    assert of("fairgate_tokens_total", model="llama", team=OTHER, direction="prompt") == 7
+    tokens = {"model": "llama", "pool": "llama", "team": OTHER, "direction": "prompt"}
+    assert of("fairgate_tokens_total", **tokens) == 7
     assert of("fairgate_upstream_aborts_total", phase="waiting") == 2
     assert of("fairgate_unknown_fields_total") == 1
     assert of("fairgate_log_lines_dropped_total") == 3
@@ -260,7 +283,7 @@ def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
     ended.add(through_json(other), ended=True)
     ended.add(through_json(other), ended=True)
     told = samples(render([through_json(one), ended.counts()]))
-    path = {"endpoint": CHAT, "model": "llama"}
+    path = {"endpoint": CHAT, "model": "llama", "pool": "llama"}
     requests = {**path, "team": OTHER, "status": "200"}
     assert told["fairgate_requests_total", frozenset(requests.items())] == 3
     assert told["fairgate_request_seconds_count", frozenset(path.items())] == 3
@@ -281,8 +304,9 @@ async def test_a_request_through_the_gateway_is_counted_once() -> None:
         await gateway.logged(3)
         told = samples((await request(gateway.admin_port, "GET", "/metrics")).body)
     counted = {labels: v for (name, labels), v in told.items() if name == "fairgate_requests_total"}
-    ours = {"endpoint": CHAT, "model": "tiny", "team": "search", "status": "200"}
-    refused = {"endpoint": CHAT, "model": OTHER, "team": OTHER, "status": "401"}
+    path = {"endpoint": CHAT, "model": "tiny", "pool": "tiny"}
+    ours = {**path, "team": "search", "status": "200"}
+    refused = {**dict.fromkeys((*path, "team"), OTHER), "endpoint": CHAT, "status": "401"}
     assert counted == {frozenset(ours.items()): 2, frozenset(refused.items()): 1}
     up = frozenset({"model": "tiny", "replica": engine.url}.items())
     assert told["fairgate_replica_up", up] == 1

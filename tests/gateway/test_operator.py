@@ -91,7 +91,7 @@ async def test_full_slots_are_marked_while_their_requests_run(gateway: Serving) 
 async def test_scripts_get_what_the_gateway_told(gateway: Serving) -> None:
     result = await ask(gateway, "--json", "--team", "search")
     told = json.loads(result.stdout)
-    assert told["degraded"] is False
+    assert (told["degraded"], told["mode"]) == (False, None)
     assert [(rule["scope"], rule["name"]) for rule in told["rules"]] == [
         ("team", "requests_per_hour"),
         ("team", "tokens_per_day"),
@@ -128,6 +128,16 @@ async def test_while_redis_is_away_the_first_line_says_so() -> None:
     assert "fairgate_limits_degraded 1.0" in metrics
     assert "fairgate_limits_settlements_dropped_total 5.0" in metrics
     assert "fairgate_limits_decided_here_total 3.0" in metrics
+
+
+@pytest.mark.parametrize("mode", ["open", "closed"])
+async def test_where_redis_is_away_and_nothing_is_counted_the_mode_is_told(mode: str) -> None:
+    more = f"redis: redis://127.0.0.1:{free_port()}\nsecret: s\nwhen_redis_is_down: {mode}\n"
+    async with Engine() as engine, serving(limited(engine.url, more=more)) as gateway:
+        assert await chat(gateway.port) == (200 if mode == "open" else 503)
+        result = await ask(gateway, "--key", "ann")
+    assert result.exit_code == 3
+    assert f"and when_redis_is_down is {mode}; see to it, then ask again" in result.output
 
 
 # Reset
@@ -195,6 +205,26 @@ async def test_the_data_port_is_known_not_to_be_the_admin_port(gateway: Serving)
     result = await asyncio.to_thread(run, "limits", "--admin", gateway.url)
     assert result.exit_code == 3
     assert "answered 404: that is no admin port of fairgate" in result.output
+
+
+@pytest.mark.parametrize("command", [(), ("reset", "--all")])
+@pytest.mark.parametrize("status", [200, 404, 503])
+async def test_another_server_is_known_not_to_be_the_admin_port(
+    status: int, command: tuple[str, ...]
+) -> None:
+    """vLLM, for one, answers its 404 in JSON."""
+    body = b'{"detail":"Not Found"}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        at = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        result = await asyncio.to_thread(run, "limits", *command, "--admin", at)
+    assert result.exit_code == 3
+    assert f"answered {status}: that is no admin port of fairgate" in result.output
 
 
 async def test_the_admin_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,12 +184,12 @@ def test_another_attempt_begins_anew(clock: Clock) -> None:
     stage.fly()
     usage = b'data: {"model":"small","choices":[],"usage":{"prompt_tokens":5}}\n\n'
     stage.data(usage, b'data: {"model":"sm')
-    assert stage.translator.used() == Usage(prompt=5, exact=True)
+    assert stage.translator.usage == Usage(prompt=5, exact=True)
     stage.flight.fail(ConnectionBroken("gone"))
     assert not stage.promised()
     stage.fly()
     assert stage.failed() is None
-    assert stage.translator.used() == Usage()
+    assert stage.translator.usage == Usage()
     stage.data(b'data: {"model":"large"}\n\n', DONE)
     stage.end()
     assert stage.sent == b"data: " + orjson.dumps({"model": NAME}) + b"\n\n" + DONE
@@ -232,7 +232,7 @@ def test_a_plain_answer_is_sent_as_a_whole_when_it_is_whole(plain: Stage) -> Non
     assert (plain.caller.status, plain.caller.ended) == (200, "finished")
     assert plain.caller.length == len(plain.sent)
     assert orjson.loads(plain.sent) == {**orjson.loads(body), "model": NAME}
-    assert plain.translator.used() == Usage(20, 0, 8, exact=True)
+    assert plain.translator.usage == Usage(20, 0, 8, exact=True)
     assert plain.relay.first_event > 0
 
 
@@ -267,7 +267,7 @@ def test_a_large_plain_answer_leaves_as_it_comes(plain: Stage, step: int) -> Non
     assert plain.relay.first_event > 0
     plain.end()
     assert plain.sent == body.replace(b'"tiny"', orjson.dumps(NAME), 1)
-    assert plain.translator.used() == Usage(prompt=7, exact=True)
+    assert plain.translator.usage == Usage(prompt=7, exact=True)
     assert (plain.caller.ended, plain.failed()) == ("finished", None)
 
 
@@ -278,7 +278,7 @@ def test_an_answer_is_held_up_to_its_size_and_not_beyond(clock: Clock) -> None:
         stage.data(large(size))
         assert stage.begun() != held
         stage.end()
-        assert stage.translator.used() == Usage(prompt=7, exact=True)
+        assert stage.translator.usage == Usage(prompt=7, exact=True)
 
 
 def test_a_large_answer_that_breaks_is_cut_not_ended(plain: Stage) -> None:

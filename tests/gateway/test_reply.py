@@ -108,8 +108,10 @@ def test_a_refusal_tells_what_a_retry_is_worth(
     assert told.items() <= caller.headers.items()
 
 
-@pytest.mark.parametrize(("seconds", "header", "ms"), [(0.25, "1", "250"), (7.4, "8", "7400")])
-def test_a_wait_is_told_in_whole_seconds_rounded_up(
+@pytest.mark.parametrize(
+    ("seconds", "header", "ms"), [(0.25, "1", "250"), (7.4, "8", "7400"), (2.0001, "3", "2001")]
+)
+def test_a_wait_is_rounded_up_to_seconds_and_to_milliseconds(
     caller: FakeCaller, reply: Reply, seconds: float, header: str, ms: str
 ) -> None:
     exc = Overloaded("Full.")

@@ -30,7 +30,9 @@ CHAT = "/v1/chat/completions"
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 STREAM = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 EVENT = b'data: {"model":"tiny","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
-DONE = 'fairgate_requests_total{endpoint="/v1/chat/completions",model="tiny",status="200",'
+DONE = (
+    'fairgate_requests_total{endpoint="/v1/chat/completions",model="tiny",pool="tiny",status="200",'
+)
 
 
 def alive(pid: int) -> bool:

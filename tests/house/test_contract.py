@@ -21,10 +21,10 @@ cached_tokens completion_tokens tokens_are limited_by""".split()
 OUTCOMES = {"ok", "client_gone", "limited", "refused", "upstream_failed", "timed_out", "drained"}
 #: Of the promised ones, those that exist; what is ours alone follows.
 METRICS = {
-    "fairgate_requests_total": {"endpoint", "model", "team", "status"},
-    "fairgate_request_seconds": {"endpoint", "model"},
-    "fairgate_time_to_first_event_seconds": {"endpoint", "model"},
-    "fairgate_tokens_total": {"model", "team", "direction"},
+    "fairgate_requests_total": {"endpoint", "model", "pool", "team", "status"},
+    "fairgate_request_seconds": {"endpoint", "model", "pool"},
+    "fairgate_time_to_first_event_seconds": {"endpoint", "model", "pool"},
+    "fairgate_tokens_total": {"model", "pool", "team", "direction"},
     "fairgate_in_flight": {"model", "replica"},
     "fairgate_replica_up": {"model", "replica"},
     "fairgate_retries_total": {"model", "reason"},

@@ -24,6 +24,10 @@ keys:
 NOW = 1_700_000_000_000_000
 
 
+def reporting(book: Rulebook, counter: Counter, mode: str | None = None, now: int = NOW) -> Report:
+    return Report(book, counter, mode, lambda: now)
+
+
 class Away(Alone):
     """A counter whose store does not answer."""
 
@@ -61,7 +65,7 @@ def by_name(told: Told) -> dict[str, tuple[int, int, int, int, float]]:
 
 
 async def test_each_rule_is_told_with_what_is_used_left_and_when_it_is_back(book: Rulebook) -> None:
-    told = by_name(await Report(book, await used(book)).shown("ann", None))
+    told = by_name(await reporting(book, await used(book)).shown("ann", None))
     assert told == {
         "key.ann.requests_per_minute": (3, 3, 1, 2, 20.0),
         "team.search.tokens_per_minute": (600, 100, 30, 70, 3.0),
@@ -71,8 +75,29 @@ async def test_each_rule_is_told_with_what_is_used_left_and_when_it_is_back(book
     }
 
 
+@pytest.mark.parametrize("apart", [-400_000, 0, 400_000])
+async def test_the_time_when_it_is_back_is_told_too_though_clocks_differ_a_little(
+    book: Rulebook, apart: int
+) -> None:
+    _, document = await reporting(book, await used(book), now=NOW + apart).shown("ann", None)
+    assert {rule["name"]: rule["reset_at"] for rule in document["rules"]} == {
+        "requests_per_minute": "2023-11-14T22:13:40Z",
+        "tokens_per_minute": "2023-11-14T22:13:23Z",
+        "concurrency": "2023-11-14T22:13:20Z",
+        "requests_per_day": "2023-11-15T00:00:00Z",
+    }
+
+
+@pytest.mark.parametrize("mode", [None, "local", "open", "closed"])
+async def test_what_happens_without_redis_is_told_beforehand(
+    book: Rulebook, mode: str | None
+) -> None:
+    _, document = await reporting(book, await used(book), mode).shown(None, None)
+    assert (document["degraded"], document["mode"]) == (False, mode)
+
+
 async def test_a_reset_of_a_key_leaves_what_it_shares(book: Rulebook) -> None:
-    report = Report(book, await used(book))
+    report = reporting(book, await used(book))
     before = by_name(await report.shown(None, None))
     assert await report.reset("ann", None) == (
         200,
@@ -83,7 +108,7 @@ async def test_a_reset_of_a_key_leaves_what_it_shares(book: Rulebook) -> None:
 
 
 async def test_a_reset_never_frees_the_slots_of_live_requests(book: Rulebook) -> None:
-    report = Report(book, await used(book))
+    report = reporting(book, await used(book))
     status, document = await report.reset(None, None)
     assert (status, [rule["name"] for rule in document["reset"]]) == (
         200,
@@ -97,10 +122,8 @@ async def test_a_reset_never_frees_the_slots_of_live_requests(book: Rulebook) ->
 
 
 async def test_who_is_not_there_and_a_store_that_is_away_are_told_apart(book: Rulebook) -> None:
-    report = Report(book, Away(lambda: NOW))
+    report = reporting(book, Away(lambda: NOW), "closed")
+    away = "Redis is away (no answer within 500 ms) and when_redis_is_down is closed"
     for ask in (report.shown, report.reset):
         assert await ask("bob", None) == (404, {"error": "no key 'bob'; known: ann"})
-        assert await ask("ann", None) == (
-            503,
-            {"error": "Redis is away (no answer within 500 ms); see to it, then ask again"},
-        )
+        assert await ask("ann", None) == (503, {"error": f"{away}; see to it, then ask again"})

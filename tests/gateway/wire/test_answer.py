@@ -50,11 +50,13 @@ def expected(name: str, *, wants_usage: bool) -> bytes:
     return b"\n\n".join(e for e in events if wants_usage or usage_only not in e)
 
 
-def used(name: str) -> Usage:
+def assert_counted(wire: Translator, name: str) -> None:
+    """By the engine, or else by its events."""
     if name in EXACT:
-        prompt, cached, completion = EXACT[name]
-        return Usage(prompt, cached, completion, exact=True)
-    return Usage(completion=len(parse(recorded(name))) - 1)  # all but `[DONE]`
+        assert wire.usage == Usage(*EXACT[name], exact=True)
+    else:
+        events = len(parse(recorded(name))) - 1  # all but `[DONE]`
+        assert (wire.usage, wire.events) == (Usage(), events)
 
 
 @ASKING
@@ -70,7 +72,7 @@ def test_a_recorded_stream_passes_but_for_the_model(
         assert b"".join(play(wire, pieces)) == told
         assert wire.done
         assert wire.failed is None
-        assert wire.used() == used(name)
+        assert_counted(wire, name)
 
 
 #: Few of so many cases are quick; the others are cut at random below.
@@ -99,7 +101,7 @@ def test_a_cut_at_any_position_changes_nothing(name: str, end: bytes, wants_usag
         wire = translator(name, wants_usage=wants_usage)
         assert b"".join(play(wire, cut(stream, [at]))) == told
         assert wire.done
-        assert wire.used() == used(name)
+        assert_counted(wire, name)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +111,7 @@ def test_any_pieces_give_the_same_answer(name: str, end: bytes, data: st.DataObj
     pieces = cut(stream, data.draw(st.lists(st.integers(0, len(stream)))))
     wire = translator(name)
     assert b"".join(play(wire, pieces)) == expected(name, wants_usage=False).replace(b"\n", end)
-    assert wire.used() == used(name)
+    assert_counted(wire, name)
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,7 +181,7 @@ def test_a_text_that_looks_like_the_wire_is_only_text(make: type[Translator], te
         assert b"".join(play(wire, pieces)) == told * 3
         assert not wire.done
         assert wire.failed is None
-        assert not wire.used().exact
+        assert not wire.usage.exact
 
 
 @settings(deadline=None)
@@ -261,7 +263,7 @@ def test_a_plain_answer_passes_but_for_the_model(name: str) -> None:
     body = wire.whole(document(name))
     told = document(name).replace(b'"model":"tiny"', NAMED).replace(b'"model":"minilm"', NAMED)
     assert body == told
-    assert wire.used() == PLAIN[name]
+    assert wire.usage == PLAIN[name]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -275,19 +277,19 @@ def test_a_large_plain_answer_is_renamed_at_its_head_and_counted_at_its_tail(
     wire.closing(body[-4096:])
     assert told == plain(name).whole(body)
     if name != "count_tokens":  # it has no usage, and is never large
-        assert wire.used() == PLAIN[name]
+        assert wire.usage == PLAIN[name]
 
 
 def test_the_last_usage_of_a_tail_counts() -> None:
     wire = chat(stream=False)
     wire.closing(b'"parts":[{"usage":{"prompt_tokens":1}}],"usage": {"prompt_tokens":5,"x":{}}}')
-    assert wire.used() == Usage(prompt=5, exact=True)
+    assert wire.usage == Usage(prompt=5, exact=True)
 
 
 def test_a_tail_without_usage_leaves_it_unknown() -> None:
     wire = chat(stream=False)
     wire.closing(b'"usage":null}')
-    assert wire.used() == Usage()
+    assert wire.usage == Usage()
 
 
 def test_a_plain_answer_says_only_what_the_engine_said() -> None:
@@ -308,7 +310,7 @@ def test_a_usage_that_is_none_does_not_spoil_the_answer(make: type[Translator], 
     wire = make(stream=False)  # type: ignore[call-arg]  # the functions above
     body = b'{"usage":' + usage.encode() + b"}"
     assert wire.whole(body) == body
-    assert not wire.used().exact
+    assert not wire.usage.exact
 
 
 def test_a_dialect_has_to_say_how_it_reads() -> None:

@@ -35,25 +35,25 @@ def test_a_prompt_is_the_sum_of_its_three_parts() -> None:
     play(
         wire, [start(input_tokens=543), event("message_delta", usage={**usage, "output_tokens": 6})]
     )
-    assert wire.used() == Usage(prompt=543, cached=500, completion=6, exact=True)
+    assert wire.usage == Usage(prompt=543, cached=500, completion=6, exact=True)
 
 
 def test_a_cached_prompt_of_a_recorded_stream_is_counted_whole() -> None:
     wire = messages()
     play(wire, [recorded("messages_tools_stream")])
-    assert wire.used() == Usage(prompt=151, cached=128, completion=10, exact=True)
+    assert wire.usage == Usage(prompt=151, cached=128, completion=10, exact=True)
 
 
 def test_a_delta_without_the_prompt_keeps_what_the_start_said() -> None:
     wire = messages()
     play(wire, [start(input_tokens=9), event("message_delta", usage={"output_tokens": 4})])
-    assert wire.used() == Usage(prompt=9, completion=4, exact=True)
+    assert wire.usage == Usage(prompt=9, completion=4, exact=True)
 
 
 def test_a_stream_that_broke_has_its_prompt_and_counted_words() -> None:
     wire = messages()
     play(wire, [start(input_tokens=9), words("a"), words("b") + words("c")])
-    assert wire.used() == Usage(prompt=9, completion=3)
+    assert (wire.usage, wire.events) == (Usage(prompt=9), 3)
 
 
 def test_words_are_counted_alike_however_they_arrive() -> None:
@@ -61,7 +61,7 @@ def test_words_are_counted_alike_however_they_arrive() -> None:
     for pieces in ([stream], single(stream)):
         wire = messages()
         play(wire, pieces)
-        assert wire.used().completion == 2
+        assert wire.events == 2
 
 
 ERROR = {"type": "api_error", "message": "at 10.0.0.1"}
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_passes_as_it_is(odd: bytes) -> None:
     wire = messages()
     assert play(wire, [odd]) == [odd]
     assert wire.failed is None
-    assert not wire.used().exact
+    assert not wire.usage.exact
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_only_the_start_names_the_model_and_nothing_else_is_touched() -> None:
 def test_tokens_are_counted_without_an_answer_of_words() -> None:
     wire = messages(stream=False)
     wire.whole(b'{"input_tokens":14,"context_management":{"original_input_tokens":14}}')
-    assert wire.used() == Usage(prompt=14, exact=True)
+    assert wire.usage == Usage(prompt=14, exact=True)
 
 
 def test_what_is_said_to_a_caller_has_anthropics_shape() -> None:

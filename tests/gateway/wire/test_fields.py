@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps
-from gateway.wire.fields import FIELDS, PRIVILEGED, checked
+from gateway.wire.fields import FIELDS, PRIVILEGED, checked, user
 from gateway.wire.media import NOTHING
 from tests.gateway.wire import RECORDED, raw
 
@@ -134,3 +134,34 @@ def test_the_table_has_a_cap_where_it_must(path: str, fields: dict[str, Any]) ->
     with pytest.raises(InvalidRequest, match=f"`{name}") as caught:
         sent(path, fields)
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, ""),
+        ({"user": "bo"}, "bo"),
+        ({"metadata": {"user_id": "bo", "more": 1}}, "bo"),
+        ({"user": "bo", "metadata": {"user_id": "cy"}}, "bo"),
+        ({"user": "", "metadata": {"user_id": "cy"}}, "cy"),
+        ({"user": None, "metadata": None}, ""),
+        ({"metadata": {}}, ""),
+        ({"user": 7}, ""),
+        ({"user": ["bo"]}, ""),
+        ({"metadata": "bo"}, ""),
+        ({"metadata": {"user_id": 7}}, ""),
+    ],
+)
+def test_a_callers_own_user_is_found_in_either_dialect(fields: dict[str, Any], name: str) -> None:
+    assert user(raw(**fields)) == name
+
+
+def test_a_user_written_in_another_way_is_the_same_one() -> None:
+    assert (
+        user({"user": Raw(b'"b\\u00f6"')}) == user({"user": Raw('"b\u00f6"'.encode())}) == "b\u00f6"
+    )
+
+
+def test_what_cannot_be_a_user_is_left_to_the_engine() -> None:
+    assert user({"user": Raw(b'"\\ud800"')}) == ""
+    assert user({"metadata": Raw(b"[" * 10_000 + b"]" * 10_000)}) == ""
