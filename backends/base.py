@@ -13,6 +13,7 @@ from typing import Protocol
 
 from backends.errors import BackendError, Refused
 from backends.framing import Framer
+from backends.health import Health, Standing
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -33,12 +34,19 @@ class Origin:
 class Demand:
     """What a request asks of a replica, as far as it is known before it runs.
 
-    `prompt_tokens` and `output_tokens` are estimates; `flow` names whose work it is.
+    `prompt_tokens` and `output_tokens` are estimates; `flow` names whose work it is. `affinity` is
+    the same for the requests of one conversation, whose prefix a replica may have cached; empty
+    where nothing is known of it.
     """
 
     flow: str = ""
     prompt_tokens: int = 0
     output_tokens: int = 0
+    affinity: bytes = b""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,35 @@ class Call:
     stream: bool
     request_id: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    #: Whether the caller says that it is a try of its own after one that failed.
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine says it is, at `at` in seconds of the monotonic clock.
+
+    `running` and `waiting` are requests; `kv` is the share of its KV cache in use, 0 to 1.
+    """
+
+    at: float
+    running: int
+    waiting: int
+    kv: float
+
+
+#: How long an engine's own figures are worth something, in seconds.
+FRESH = 3.0
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
     """One model server process.
 
-    Mutable state: `in_flight`, `last_error`, and `fields`, what its schema said, empty until asked.
+    Mutable state: `in_flight` requests and `outstanding` tokens of this process; `elsewhere`, the
+    same two of the other processes; `load`, the engine's own newest figures; `health`; `busy`,
+    until when it said that it has no room; `drained`, whether the operator took it out;
+    `last_error`; and `fields`, what its schema said, empty until asked.
     """
 
     url: str
@@ -69,6 +99,12 @@ class Replica:
     concurrency: int | None = None
     credential: str | None = field(default=None, repr=False)
     in_flight: int = 0
+    outstanding: int = 0
+    elsewhere: tuple[int, int] = (0, 0)
+    load: Load | None = None
+    health: Health = field(default_factory=Health)
+    busy: float = 0.0
+    drained: bool = False
     last_error: str | None = None
     fields: dict[str, frozenset[str]] = field(default_factory=dict)
     #: Heads that stay the same from call to call, by path; filled by the kind.
@@ -77,6 +113,28 @@ class Replica:
     @property
     def full(self) -> bool:
         return self.concurrency is not None and self.in_flight >= self.concurrency
+
+    @property
+    def work(self) -> int:
+        """Tokens it has still to read and write, of all processes."""
+        return self.outstanding + self.elsewhere[1]
+
+    def share(self, now: float) -> float:
+        """Its weight now: less while it starts slowly."""
+        return self.weight * self.health.share(now)
+
+    def fresh(self, now: float) -> Load | None:
+        """The engine's own figures, where they are not too old."""
+        return self.load if self.load is not None and now - self.load.at < FRESH else None
+
+    def choosable(self, now: float) -> bool:
+        """Whether it may be chosen like any other, or for the one request of its probation."""
+        if self.drained or self.full:
+            return False
+        if self.health.sound:
+            return True
+        standing = self.health.standing(now)
+        return standing is Standing.PROBATION and self.in_flight == 0
 
     def lacks(self, path: str, name: str) -> bool:
         """Whether the server's own schema is known and has no field `name` on `path`."""
@@ -131,9 +189,9 @@ class Kind(Protocol):
 
 
 class Policy(Protocol):
-    """How to choose. Synchronous and pure; `replicas` is never empty."""
+    """How to choose. Synchronous; `replicas` is never empty, `now` is of the monotonic clock."""
 
-    def pick(self, replicas: Sequence[Replica], demand: Demand) -> Replica: ...
+    def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica: ...
 
 
 class Observer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from backends.base import Call, Demand, Kind, Observer, Policy, Replica, Sink
@@ -39,7 +40,7 @@ class Pool:
     def pick(self, demand: Demand, tried: Sequence[Replica]) -> Replica | None:
         """The replica to try next, or None where each was tried or is full."""
         choice = [r for r in self.replicas if not r.full and r not in tried]
-        return self._policy.pick(choice, demand) if choice else None
+        return self._policy.pick(choice, demand, time.monotonic()) if choice else None
 
     async def attempt(self, replica: Replica, call: Call, sink: Sink) -> BackendError | None:
         """Send `call` to `replica` and wait until `sink` has all of it; its failure, if any."""

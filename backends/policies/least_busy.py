@@ -13,7 +13,7 @@ class LeastBusy:
     def __init__(self) -> None:
         self._turn = 0
 
-    def pick(self, replicas: Sequence[Replica], demand: Demand) -> Replica:
+    def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica:
         if len(replicas) == 1:
             return replicas[0]
         self._turn += 1

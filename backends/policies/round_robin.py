@@ -13,7 +13,7 @@ class RoundRobin:
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 
-    def pick(self, replicas: Sequence[Replica], demand: Demand) -> Replica:
+    def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica:
         for replica in replicas:
             self._credit[replica.url] = self._credit.get(replica.url, 0.0) + replica.weight
         chosen = max(replicas, key=lambda replica: self._credit[replica.url])

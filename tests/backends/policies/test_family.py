@@ -16,7 +16,7 @@ def replicas(*weights: float) -> list[Replica]:
 
 
 def picked(policy: Policy, among: list[Replica], times: int) -> list[int]:
-    return [among.index(policy.pick(among, Demand())) for _ in range(times)]
+    return [among.index(policy.pick(among, Demand(), 0.0)) for _ in range(times)]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -33,12 +33,12 @@ def test_only_what_is_offered_is_chosen(name: str) -> None:
     every = replicas(1, 2, 3)
     for _ in range(3):
         for offered in (every[:1], every[1:], every, every[::2]):
-            assert policy.pick(offered, Demand()) in offered
+            assert policy.pick(offered, Demand(), 0.0) in offered
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_weights_share_the_work(name: str) -> None:
     policy, among = POLICIES[name](), replicas(3, 1)
     for _ in range(400):
-        policy.pick(among, Demand()).in_flight += 1  # none of it ends
+        policy.pick(among, Demand(), 0.0).in_flight += 1  # none of it ends
     assert [each.in_flight for each in among] == [300, 100]
