@@ -89,6 +89,7 @@ class Replica:
     Mutable state: `in_flight` requests and `outstanding` tokens of this process; `elsewhere`, the
     same two of the other processes; `load`, the engine's own newest figures; `health`; `busy`,
     until when it said that it has no room; `drained`, whether the operator took it out;
+    `flights`, the attempts under way and who takes their answers;
     `last_error`; and `fields`, what its schema said, empty until asked.
     """
 
@@ -105,6 +106,7 @@ class Replica:
     health: Health = field(default_factory=Health)
     busy: float = 0.0
     drained: bool = False
+    flights: dict[Flight, Sink] = field(default_factory=dict, repr=False)
     last_error: str | None = None
     fields: dict[str, frozenset[str]] = field(default_factory=dict)
     #: Heads that stay the same from call to call, by path; filled by the kind.
@@ -157,11 +159,13 @@ class Sink(Protocol):
     For each attempt: `begin`, `sent` each time the request is written, then `head` at most once,
     `data` any number of times, and exactly one of `end` and `broken`. `failure` is then None for a
     good answer. `promised` says that something of this attempt reached the caller, so that no other
-    replica may be tried.
+    replica may be tried. `heard` is when the engine last said something, or the attempt began, in
+    seconds of the monotonic clock.
     """
 
     failure: BackendError | None
     promised: bool
+    heard: float
 
     def begin(self, flight: Flight, replica: Replica) -> None: ...
     def sent(self) -> None:

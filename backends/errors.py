@@ -2,19 +2,26 @@
 
 BackendError
 ├── NoReplica              no replica of the pool can be tried (again)
+├── KillsEngines           the request was in flight when engines died: it is not sent again
 ├── ConnectFailed          no connection: refused, unreachable, too slow, TLS not trusted
 ├── ConnectionBroken       the connection ended, or was reset, before the answer was whole
+│   └── EngineDied         and no new one can be made
+├── EngineStuck            the engine was judged to make no progress while the request waited
 ├── BadAnswer              what came back is not HTTP, JSON or an event stream as asked for
 ├── StreamTruncated        a clean end without the terminator: never a finished answer
 ├── StreamFailed           the engine told of its failure inside the stream
 ├── Refused                the engine answered with a status of 400 or more
-└── UpstreamTimeout        the engine was too slow: first event, stall or total
-    └── FirstEventTimeout
+└── UpstreamTimeout        the engine was too slow: it stalled
+    ├── FirstEventTimeout  nothing came within `first_event`
+    └── DeadlinePassed     `total`, or the time the caller gave, is over
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+#: What a server says that has no room now: vLLM's full queue, others' own limits.
+_BUSY = (429, 503)
 
 
 class BackendError(Exception):
@@ -25,13 +32,26 @@ class BackendError(Exception):
     elsewhere: bool = True
     #: Whether it speaks against the replica: a bad request and a slow caller do not.
     blames: bool = True
+    #: Whether it only says that there is no room now.
+    busy: bool = False
+    #: In how many seconds there may be room, where that is known.
+    retry_after: float | None = None
 
 
 class NoReplica(BackendError):
-    """Raised when every replica of a pool is down, full or already tried."""
+    """Raised when every replica of a pool is full, drained or already tried."""
 
     reason = "no_replica"
     elsewhere = False
+    busy = True
+
+
+class KillsEngines(BackendError):
+    """Raised for a request that was in flight at two engine deaths within ten minutes."""
+
+    reason = "quarantined"
+    elsewhere = False
+    blames = False
 
 
 class ConnectFailed(BackendError):
@@ -44,6 +64,18 @@ class ConnectionBroken(BackendError):
     """Raised when the connection ended or was reset before the answer was whole."""
 
     reason = "broken"
+
+
+class EngineDied(ConnectionBroken):
+    """Raised when the connection ended before the answer was whole, and no other can be made."""
+
+    reason = "died"
+
+
+class EngineStuck(BackendError):
+    """Raised to requests that wait for a first event at an engine that makes no progress."""
+
+    reason = "stuck"
 
 
 class BadAnswer(BackendError):
@@ -70,6 +102,7 @@ class StreamFailed(BackendError):
         super().__init__(message)
         self.status = status
         self.elsewhere = self.blames = status >= 500
+        self.busy = status in _BUSY
 
 
 class Refused(BackendError):
@@ -88,10 +121,11 @@ class Refused(BackendError):
         self.param = param
         self.elsewhere = status >= 500 or status == 429
         self.blames = status not in (400, 413, 422)
+        self.busy = status in _BUSY
 
 
 class UpstreamTimeout(BackendError):
-    """Raised when the engine took longer than `stall` or `total` allows."""
+    """Raised when the engine was silent in the middle of its answer for longer than `stall`."""
 
     reason = "timeout"
     elsewhere = False
@@ -102,3 +136,7 @@ class FirstEventTimeout(UpstreamTimeout):
 
     reason = "first_event"
     elsewhere = True
+
+
+class DeadlinePassed(UpstreamTimeout):
+    """Raised when `total`, or the time that the caller gave, is over before the answer is whole."""

@@ -1,109 +1,141 @@
-"""The replicas of one model: pick one, send, fail over while nothing was promised."""
+"""The replicas of one model: who may be asked, and what each answer says of the one that gave it.
+
+Nothing here waits: a pool decides and counts, a `Turn` does what it decided.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from backends.base import Call, Demand, Kind, Observer, Policy, Replica, Sink
-from backends.errors import BackendError, NoReplica
+from backends.base import Demand, Kind, Observer, Policy, Replica
+from backends.budget import RetryBudget
+from backends.errors import (
+    BackendError,
+    ConnectFailed,
+    DeadlinePassed,
+    EngineDied,
+    EngineStuck,
+    UpstreamTimeout,
+)
+from backends.pace import Pace
+from backends.quarantine import Quarantine
 from backends.transport import Transport
 
-#: A first try and one on another replica: more would turn one fault into many.
-_ATTEMPTS = 2
+#: How long a replica that said it has no room is asked last, in seconds.
+_BUSY = 1.0
+#: An engine that said something to anybody within so many seconds is not the one that stalls.
+_ALIVE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all pools of a process share."""
+
+    transport: Transport
+    observer: Observer
+    quarantine: Quarantine
+    clock: Callable[[], float] = time.monotonic
 
 
 class Pool:
-    """Mutable state: the replicas' own counts, and how many turns are `held`."""
+    """Mutable state: the replicas' own, how many turns are `held`, the budget and the pace."""
 
     def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        replicas: Sequence[Replica],
-        policy: Policy,
-        transport: Transport,
-        observer: Observer,
+        self, name: str, kind: Kind, replicas: Sequence[Replica], policy: Policy, means: Means
     ) -> None:
         self.name = name
         self.kind = kind
         self.replicas = tuple(replicas)
+        self.policy = policy
+        self.means = means
         self.held = 0
-        self._policy = policy
-        self._transport = transport
-        self._observer = observer
+        self.budget = RetryBudget()
+        self._pace = Pace()
+        self._clock = means.clock
 
-    def turn(self, demand: Demand) -> Turn:
-        """A place among the pool's requests, for a `with`."""
-        return Turn(self, demand)
+    def pick(
+        self, demand: Demand, tried: Sequence[Replica], failure: BackendError | None = None
+    ) -> Replica | None:
+        """The replica to try next; None where there is none, or none that is worth the try.
 
-    def pick(self, demand: Demand, tried: Sequence[Replica]) -> Replica | None:
-        """The replica to try next, or None where each was tried or is full."""
-        choice = [r for r in self.replicas if not r.full and r not in tried]
-        return self._policy.pick(choice, demand, time.monotonic()) if choice else None
-
-    async def attempt(self, replica: Replica, call: Call, sink: Sink) -> BackendError | None:
-        """Send `call` to `replica` and wait until `sink` has all of it; its failure, if any."""
-        replica.in_flight += 1
-        try:
-            exchange = self._transport.send(replica, self.kind.prepare(call, replica), sink)
-            try:
-                await exchange.done
-            finally:
-                exchange.close()  # the caller may have left: this frees the engine
-        finally:
-            replica.in_flight -= 1
-        failure = sink.failure
-        replica.last_error = str(failure) if failure is not None and failure.blames else None
-        if failure is not None and failure.blames:
-            self._observer.attempt_failed(self.name, replica, failure)
-        return failure
-
-    def retry(self, failure: BackendError) -> None:
-        self._observer.retried(self.name, failure.reason)
-
-
-class Turn:
-    """One request's turn at a pool. `attempts` counts how many replicas it went to."""
-
-    def __init__(self, pool: Pool, demand: Demand) -> None:
-        self._pool = pool
-        self._demand = demand
-        self.attempts = 0
-        self.replica: Replica | None = None
-
-    def __enter__(self) -> Turn:
-        """Raises NoReplica when every replica is at its own concurrency."""
-        pool = self._pool
-        if all(replica.full for replica in pool.replicas):
-            raise NoReplica(f"{pool.name}: every replica is at its concurrency")
-        pool.held += 1
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._pool.held -= 1
-
-    async def send(self, call: Call, sink: Sink) -> None:
-        """Deliver the answer of one replica to `sink`.
-
-        A failed attempt is made again on another replica, once, while nothing was promised.
-        Raises the BackendError of the last attempt.
+        Where nothing is well it is the least bad: a pool is never empty by judgement alone.
+        After a `failure` only another that is well is worth it, unless nothing was sent yet.
         """
-        tried: list[Replica] = []
-        failure: BackendError = NoReplica(f"{self._pool.name}: no replica")
-        while self.attempts < _ATTEMPTS:
-            replica = self._pool.pick(self._demand, tried)
-            if replica is None:
-                break
-            if tried:
-                self._pool.retry(failure)
-            tried.append(replica)
-            self.replica = replica
-            self.attempts += 1
-            outcome = await self._pool.attempt(replica, call, sink)
-            if outcome is None:
-                return
-            failure = outcome
-            if sink.promised or not failure.elsewhere:
-                break
-        raise failure
+        now = self._clock()
+        choice = [r for r in self.replicas if r.choosable(now) and r not in tried]
+        if failure is not None and failure.busy:
+            choice = [r for r in choice if now >= r.busy]
+        if choice:
+            return self.policy.pick(choice, demand, now)
+        if failure is not None and not isinstance(failure, ConnectFailed):
+            return None
+        rest = [r for r in self.replicas if not (r.full or r.drained or r in tried)]
+        return min(rest, key=lambda replica: replica.health.ends(), default=None)
+
+    def may_retry(self, failure: BackendError) -> bool:
+        """Whether the failed attempt may be made again elsewhere; one retry is used up by that.
+
+        Those that an engine never had, and those of an engine that is out of service, are free:
+        they add nothing to what the others would have had to do without that engine.
+        """
+        if not failure.elsewhere:
+            return False
+        if isinstance(failure, ConnectFailed | EngineDied | EngineStuck):
+            return True
+        return self.budget.take()
+
+    def retried(self, failure: BackendError) -> None:
+        self.means.observer.retried(self.name, failure.reason)
+
+    def ended(self) -> None:
+        """A request that had been sent is over."""
+        self._pace.ended(self._clock())
+
+    def wait(self) -> float:
+        """In how many seconds there may be room for one who finds none now."""
+        return self._pace.wait(self._clock())
+
+    def judge(self, replica: Replica, failure: BackendError | None) -> None:
+        """What an attempt says of its replica."""
+        now = self._clock()
+        health = replica.health
+        if failure is None:
+            replica.last_error = None
+            health.served(now)
+            return
+        if not failure.blames:
+            return
+        replica.last_error = str(failure)
+        self.means.observer.attempt_failed(self.name, replica, failure)
+        if failure.busy:
+            replica.busy = now + _BUSY
+        elif isinstance(failure, ConnectFailed):
+            health.connect_failed(now)
+            self.means.quarantine.died(replica)
+        elif isinstance(failure, UpstreamTimeout):
+            self._timed_out(replica, failure, now)
+        elif not isinstance(failure, EngineStuck):
+            health.failed(now, failure.reason)
+
+    def _timed_out(self, replica: Replica, failure: UpstreamTimeout, now: float) -> None:
+        """One that is silent to all has stopped; one that is silent to one may only be slow."""
+        if isinstance(failure, DeadlinePassed):
+            return  # the caller's time, or that of a whole answer: it may be working well
+        if any(now - sink.heard < _ALIVE for sink in replica.flights.values()):
+            replica.health.failed(now, failure.reason)
+        elif replica.health.stalled(now, str(failure)):
+            evict(replica, str(failure))
+
+
+def heard(replica: Replica) -> float | None:
+    """When its engine last said something to a request under way, None where there is none."""
+    return max((sink.heard for sink in replica.flights.values()), default=None)
+
+
+def evict(replica: Replica, why: str) -> None:
+    """Take away what waits for a first event there, so that it can be sent elsewhere at once."""
+    for flight, sink in list(replica.flights.items()):
+        if not sink.promised:
+            flight.fail(EngineStuck(f"{replica.url}: {why}"))

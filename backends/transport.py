@@ -15,6 +15,9 @@ from backends.base import Headers, Origin, Replica, Sink
 from backends.connection import Connection, Limits, tune
 from backends.errors import BackendError, BadAnswer, ConnectFailed, UpstreamTimeout
 
+#: How long it may take to find out whether a server that broke off is still there, in seconds.
+_MOMENT = 0.5
+
 
 class Transport:
     """Sends requests and keeps connections for the next ones.
@@ -59,6 +62,19 @@ class Transport:
         if answer.failure is not None:
             raise answer.failure
         return answer.status, b"".join(answer.pieces)
+
+    async def reaches(self, origin: Origin) -> bool:
+        """Whether a new connection can be made there now, within a moment."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(min(_MOMENT, self.limits.connect)):
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, origin.host, origin.port
+                )
+        except (OSError, UnicodeError, TimeoutError):
+            return False
+        transport.abort()
+        return True
 
     async def close(self) -> None:
         """Close every connection; transfers still under way are broken off."""
@@ -282,6 +298,7 @@ class Collected:
     def __init__(self, limit: int) -> None:
         self.failure: BackendError | None = None
         self.promised = False
+        self.heard = 0.0
         self.status = 0
         self.pieces: list[bytes] = []
         self._room = limit

@@ -14,7 +14,8 @@ from backends.connection import Limits
 from backends.errors import BackendError
 from backends.kinds import KINDS
 from backends.policies import POLICIES
-from backends.pool import Pool
+from backends.pool import Means, Pool
+from backends.quarantine import Quarantine
 from backends.transport import Transport
 from gateway.accept import Bodies
 from gateway.account import Account
@@ -56,6 +57,8 @@ class Composition:
         self.routes = Routes({})
         self.metrics = Metrics(self.routes)
         self.metrics.teams.learn(key.team for key in config.keys)
+        quarantine = Quarantine(secret.encode(), clock)
+        self.means = Means(self.transport, self.metrics, quarantine, clock)
         self._replicas: dict[ReplicaSettings, Replica] = {}
         for name, model in config.models.items():
             if model.split is not None:
@@ -139,7 +142,7 @@ class Composition:
     ) -> None:
         policy = POLICIES[model.policy]()
         kind = KINDS[model.kind]
-        pool = Pool(name, kind, replicas, policy, self.transport, self.metrics)
+        pool = Pool(name, kind, replicas, policy, self.means)
         teams = self.config.teams.items()
         route = Route(
             model=name,

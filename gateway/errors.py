@@ -21,6 +21,7 @@ GatewayError
 │   └── UpstreamMisconfigured 502 our own credential or name was refused: no retry helps
 ├── UpstreamSlow            504
 ├── InternalError           500
+├── Quarantined             500   engines died while they had this very request
 └── ClientGone              499   in the log only
 
 The class says the status, the codes of both dialects and what a retry is worth; only an endpoint
@@ -34,7 +35,7 @@ from typing import ClassVar
 
 from backends.errors import (
     BackendError,
-    NoReplica,
+    KillsEngines,
     Refused,
     StreamFailed,
     UpstreamTimeout,
@@ -255,6 +256,19 @@ class InternalError(GatewayError):
         super().__init__("The gateway failed to handle this request.")
 
 
+class Quarantined(GatewayError):
+    """Raised for a request that two engines had when they died: it is not sent to a third."""
+
+    code = "request_quarantined"
+    should_retry = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This request is not sent again for ten minutes: the servers that had it died. "
+            "Its operator can find it in the log."
+        )
+
+
 class ClientGone(GatewayError):
     """Raised when the caller left; nobody is there to be told."""
 
@@ -269,8 +283,12 @@ def from_backend(exc: BackendError) -> GatewayError:
             return InvalidRequest(exc.message, exc.param)
         case Refused(status=400 | 413 | 422):
             return InvalidRequest("The model server does not accept this request.")
-        case Refused(status=429 | 503) | NoReplica() | StreamFailed(status=429 | 503):
-            return Overloaded("The model is busy: no server has room for this request now.")
+        case KillsEngines():
+            return Quarantined()
+        case BackendError(busy=True):
+            busy = Overloaded("The model is busy: no server has room for this request now.")
+            busy.retry_after = exc.retry_after or busy.retry_after
+            return busy
         case Refused(status=status) if status < 500:
             return UpstreamMisconfigured(
                 "The model server refuses the gateway. Its operator has to look into this."

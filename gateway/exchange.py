@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from backends.base import Call
 from backends.errors import BackendError, ConnectFailed, NoReplica
+from backends.turn import Turn
 from gateway import accept, passing
 from gateway.account import Account
 from gateway.admit import Admission, Permit
@@ -180,12 +181,13 @@ class Exchange:
             stream=ask.stream,
             request_id=record.request_id,
             headers=passing.trace(head, record),
+            again=passing.again(head),
         )
         deadline = passing.deadline(head, record.began, route.timeouts, ask.stream)
         relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone)
         self._caller.watcher = relay
         try:
-            with route.pool.turn(ask.demand) as turn:
+            with Turn(route.pool, ask.demand) as turn:
                 record.pool = route.pool.name
                 try:
                     await turn.send(call, relay)

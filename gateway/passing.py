@@ -56,6 +56,11 @@ def client_request_id(head: Head) -> str:
     return sent if _CLIENT_ID.match(sent) else ""
 
 
+def again(head: Head) -> bool:
+    """Whether it is a caller's own retry: the official SDKs number their tries."""
+    return head.fields.get(b"x-stainless-retry-count", b"0") not in (b"0", b"")
+
+
 def deadline(head: Head, began: float, times: Timeouts, stream: bool) -> float:
     """When the answer must have begun (streams) or be whole, on the event loop's clock.
 

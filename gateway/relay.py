@@ -17,6 +17,7 @@ from backends.errors import (
     BackendError,
     BadAnswer,
     ConnectionBroken,
+    DeadlinePassed,
     FirstEventTimeout,
     StreamTruncated,
     UpstreamTimeout,
@@ -44,9 +45,9 @@ class Relay:
     """The sink of one request, over all its attempts, and the watcher of its caller.
 
     Mutable state: `failure` and `promised` as a `Sink` has them; `reached`, whether an engine may
-    have had the request, in any attempt; the attempt's flight, framer and
-    what is held of its answer; `_began`, `_heard` and `_spoke`, when it began, when the engine and
-    when we last said something;
+    have had the request, in any attempt; the attempt's flight, framer and what is held of its
+    answer; `_began`, `heard` and `_spoke`, when it began, when the engine and when we last said
+    something;
     `_paused_at`, since when the caller does not read; `_timer`, the one timer of the request.
     """
 
@@ -85,7 +86,7 @@ class Relay:
         self._held: list[bytes] = []
         self._size = 0
         self._began = 0.0
-        self._heard = 0.0
+        self.heard = 0.0
 
     def close(self) -> None:
         """Let go of everything, of itself too: what refers to itself waits for the collector."""
@@ -106,16 +107,16 @@ class Relay:
         self._held = []
         self._size = 0
         self._status = 0
-        self._began = self._heard = self._loop.time()
+        self._began = self.heard = self._loop.time()
         if self._timer is None:
-            self._arm(self._heard)
+            self._arm(self.heard)
 
     def sent(self) -> None:
         self.reached = True
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
-        self._heard = self._loop.time()
+        self.heard = self._loop.time()
         if status >= 300:
             self._take = self._take_error
             return
@@ -131,7 +132,7 @@ class Relay:
             self._take = self._take_plain
 
     def data(self, piece: bytes) -> None:
-        self._heard = self._loop.time()
+        self.heard = self._loop.time()
         self._take(piece)
 
     def end(self) -> None:
@@ -163,11 +164,11 @@ class Relay:
 
     def resume(self) -> None:
         self._paused_at = 0.0
-        self._heard = self._loop.time()
+        self.heard = self._loop.time()
         if self._flight is not None:
             self._flight.resume()
             self._stop_timer()  # what is due now comes sooner than what the pause waited for
-            self._arm(self._heard)
+            self._arm(self.heard)
 
     # What an answer's pieces are taken for
 
@@ -200,7 +201,7 @@ class Relay:
     def _send(self, told: bytes) -> None:
         if not self.promised:
             self._promise()
-        self._spoke = self._heard
+        self._spoke = self.heard
         self._reply.data(told)
 
     def _promise(self) -> None:
@@ -288,7 +289,7 @@ class Relay:
         if not self._stream:
             return self._deadline
         if self.promised:
-            due = self._heard + times.stall
+            due = self.heard + times.stall
             ended = self._reply.state is State.ENDED  # only the engine's own end is missing
             return due if ended else min(due, self._spoke + times.heartbeat)
         due = min(self._began + times.first_event, self._deadline)
@@ -311,11 +312,11 @@ class Relay:
         if self._paused_at:
             flight.fail(ClientStalled("the caller does not read"))
         elif not self._stream:
-            flight.fail(UpstreamTimeout("no answer within its time"))
-        elif self.promised and now >= self._heard + times.stall:
+            flight.fail(DeadlinePassed("no answer within its time"))
+        elif self.promised and now >= self.heard + times.stall:
             flight.fail(UpstreamTimeout(f"silent for {times.stall:g} s"))
         elif not self.promised and now >= self._deadline:
-            flight.fail(UpstreamTimeout("no event before the caller's own time is over"))
+            flight.fail(DeadlinePassed("no event before the caller's own time is over"))
         elif not self.promised and now >= self._began + times.first_event:
             flight.fail(FirstEventTimeout(f"no event within {times.first_event:g} s"))
         else:

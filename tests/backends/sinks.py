@@ -18,6 +18,7 @@ class Kept:
     def __init__(self) -> None:
         self.failure: BackendError | None = None
         self.promised = False
+        self.heard = 0.0
         self.calls: list[str] = []
         self.sends = 0
         self.flight: Flight | None = None

@@ -1,238 +1,217 @@
-"""What a pool promises: who is asked, how often, and that every count comes back to zero."""
+"""What a pool decides: who may be asked, whether again, and what an answer says of its engine."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from backends.base import Call, Demand, Replica
-from backends.errors import BackendError, ConnectionBroken, NoReplica, Refused
+from backends import errors
+from backends.base import Demand, Replica
+from backends.errors import BackendError, ConnectFailed, Refused
+from backends.health import Standing
 from backends.kinds import KINDS
 from backends.policies import POLICIES
-from backends.pool import Pool
-from backends.transport import Transport
-from tests.backends.sinks import OK, Kept, replica
-from tests.fakes.engine import Engine
-from tests.fakes.script import Fin, Hang, Send
-
-CALL = Call("/v1/chat/completions", b"{}", False, "req_1")
+from backends.pool import Means, Pool, evict, heard
+from backends.quarantine import Quarantine
+from tests.gateway.pools import Unwatched, replica
 
 
-class Counting:
-    """An observer: what it was told, in order."""
+class Clock:
+    """Mutable state: `now`, in seconds."""
 
     def __init__(self) -> None:
-        self.failed: list[tuple[str, str, str]] = []
-        self.again: list[tuple[str, str]] = []
+        self.now = 1000.0
 
-    def attempt_failed(self, pool: str, replica: Replica, exc: BackendError) -> None:
-        self.failed.append((pool, replica.url, exc.reason))
-
-    def retried(self, pool: str, reason: str) -> None:
-        self.again.append((pool, reason))
+    def __call__(self) -> float:
+        return self.now
 
 
-class Judging(Kept):
-    """A sink that takes a status for a failure as the kind reads it."""
+class Flying:
+    """A call on its way. Mutable state: `failures`, what it was ended with."""
 
-    def end(self) -> None:
-        super().end()
-        self.failure = Refused(self.status) if self.status >= 400 else None
+    def __init__(self) -> None:
+        self.failures: list[BackendError] = []
+
+    def fail(self, exc: BackendError) -> None:
+        self.failures.append(exc)
+
+    def pause(self) -> None:
+        return None
+
+    def resume(self) -> None:
+        return None
+
+
+class Waiting:
+    """A sink whose engine last spoke at `heard`."""
+
+    def __init__(self, heard: float, promised: bool = False) -> None:
+        self.heard = heard
+        self.promised = promised
 
 
 @pytest.fixture
-async def engines() -> AsyncIterator[list[Engine]]:
-    async with Engine([Send(OK)]) as a, Engine([Send(OK)]) as b, Engine([Send(OK)]) as c:
-        yield [a, b, c]
+def clock() -> Clock:
+    return Clock()
 
 
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
+def pool_of(clock: Clock, *replicas: Replica) -> Pool:
+    nothing: Any = None
+    means = Means(nothing, Unwatched(), Quarantine(b"secret", clock), clock)
+    return Pool("tiny", KINDS["vllm"], replicas, POLICIES["round_robin"](), means)
 
 
-def pool_of(
-    engines: list[Engine], transport: Transport, policy: str = "round_robin"
-) -> tuple[Pool, Counting]:
-    observer = Counting()
-    replicas = [replica(engine.port) for engine in engines]
-    kind = KINDS["vllm"]
-    return Pool("tiny", kind, replicas, POLICIES[policy](), transport, observer), observer
+def three() -> list[Replica]:
+    return [replica(f"http://gpu{n}:8000") for n in (1, 2, 3)]
 
 
-def at_rest(pool: Pool) -> bool:
-    return pool.held == 0 and all(each.in_flight == 0 for each in pool.replicas)
+def chosen(pool: Pool, times: int = 12) -> set[str]:
+    picked = (pool.pick(Demand(), ()) for _ in range(times))
+    return {each.url[10:11] for each in picked if each is not None}
 
 
-def refusal(status: int) -> list[Send]:
-    return [Send(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status)]
+def test_who_is_ejected_full_or_drained_is_not_chosen(clock: Clock) -> None:
+    one, two, three_ = three()
+    pool = pool_of(clock, one, two, three_)
+    one.health.stalled(clock.now, "silent")
+    assert chosen(pool) == {"2", "3"}
+    two.concurrency = two.in_flight = 1
+    assert chosen(pool) == {"3"}
+    three_.drained = True
+    assert chosen(pool) == {"1"}  # the least bad: judgement alone empties no pool
+    one.drained = True
+    assert chosen(pool) == set()
 
 
-async def sent(pool: Pool, sink: Kept) -> int:
-    """Deliver one call; how many attempts it took."""
-    with pool.turn(Demand()) as turn:
-        try:
-            await turn.send(CALL, sink)
-        finally:
-            attempts = turn.attempts
-    return attempts
+def test_where_none_is_well_the_one_whose_ejection_ends_first_is_asked(clock: Clock) -> None:
+    one, two, three_ = three()
+    pool = pool_of(clock, one, two, three_)
+    one.health.told(clock.now, "unreachable")
+    two.health.stalled(clock.now, "silent")
+    clock.now += 7
+    two.health.stalled(clock.now, "silent")
+    three_.health.stalled(clock.now, "silent")
+    assert chosen(pool) == {"3"}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-async def test_equal_replicas_are_used_equally(
-    engines: list[Engine], transport: Transport, policy: str
+def test_on_probation_one_request_at_a_time_finds_out(clock: Clock) -> None:
+    one, two, _ = three()
+    pool = pool_of(clock, one, two)
+    one.health.stalled(clock.now, "silent")
+    clock.now += 7
+    assert chosen(pool) == {"1", "2"}
+    one.in_flight = 1
+    assert chosen(pool) == {"2"}
+
+
+def test_after_a_failure_only_another_that_is_well_is_tried(clock: Clock) -> None:
+    one, two, _ = three()
+    pool = pool_of(clock, one, two)
+    two.health.stalled(clock.now, "silent")
+    assert pool.pick(Demand(), [one], Refused(500)) is None
+    assert pool.pick(Demand(), [one], ConnectFailed("refused")) is two
+
+
+def test_one_that_has_no_room_is_not_the_second_try_of_another_without(clock: Clock) -> None:
+    one, two, _ = three()
+    pool = pool_of(clock, one, two)
+    pool.judge(two, Refused(503))
+    assert pool.pick(Demand(), [one], Refused(503)) is None
+    assert pool.pick(Demand(), [one], Refused(500)) is two
+    clock.now += 1.1
+    assert pool.pick(Demand(), [one], Refused(503)) is two
+
+
+@pytest.mark.parametrize(
+    "exc", [errors.EngineDied("x"), errors.EngineStuck("x"), ConnectFailed("")]
+)
+def test_what_an_engine_out_of_service_had_may_always_be_sent_again(
+    clock: Clock, exc: BackendError
 ) -> None:
-    pool, observer = pool_of(engines, transport, policy)
-    for _ in range(9):
-        assert await sent(pool, Judging()) == 1
-    assert [len(engine.requests) for engine in engines] == [3, 3, 3]
-    assert at_rest(pool)
-    assert (observer.failed, observer.again) == ([], [])
+    pool = pool_of(clock, *three())
+    assert all(pool.may_retry(exc) for _ in range(100))
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
-async def test_a_failure_is_tried_once_on_another_replica(
-    engines: list[Engine], transport: Transport, status: int
+def test_other_failures_are_sent_again_as_the_budget_allows(clock: Clock) -> None:
+    pool = pool_of(clock, *three())
+    assert [pool.may_retry(Refused(500)) for _ in range(5)] == [True, True, True, False, False]
+    assert not pool.may_retry(Refused(400))
+
+
+@pytest.mark.parametrize(
+    ("failure", "times", "standing"),
+    [
+        (ConnectFailed("refused"), 2, Standing.UP),
+        (ConnectFailed("refused"), 3, Standing.EJECTED),
+        (Refused(500), 4, Standing.UP),
+        (Refused(500), 5, Standing.EJECTED),
+        (errors.StreamTruncated("cut"), 5, Standing.EJECTED),
+        (errors.UpstreamTimeout("silent"), 1, Standing.EJECTED),
+        (errors.FirstEventTimeout("silent"), 1, Standing.EJECTED),
+        (errors.DeadlinePassed("the caller's"), 50, Standing.UP),
+        (Refused(400), 50, Standing.UP),
+        (Refused(422), 50, Standing.UP),
+        (Refused(503), 50, Standing.UP),
+        (Refused(429), 50, Standing.UP),
+        (errors.EngineStuck("judged already"), 50, Standing.UP),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_what_speaks_against_an_engine(
+    clock: Clock, failure: BackendError, times: int, standing: Standing
 ) -> None:
-    engines[0].script = refusal(status)
-    pool, observer = pool_of(engines, transport)
-    sink = Judging()
-    assert await sent(pool, sink) == 2
-    assert sink.calls == ["begin", "head", "end", "begin", "head", "data", "end"]
-    assert [each.url for each in sink.replicas] == [engines[0].url, engines[1].url]
-    assert observer.failed == [("tiny", engines[0].url, "status")]
-    assert observer.again == [("tiny", "status")]
-    assert pool.replicas[0].last_error == f"answered {status}"
-    assert at_rest(pool)
+    one, two, _ = three()
+    pool = pool_of(clock, one, two)
+    for _ in range(times):
+        pool.judge(one, failure)
+    assert one.health.standing(clock.now) is standing
 
 
-async def test_a_replica_that_serves_again_is_not_told_as_failed(
-    engines: list[Engine], transport: Transport
-) -> None:
-    whole, engines[0].script = engines[0].script, refusal(500)
-    pool, _ = pool_of(engines[:1], transport)
-    with pytest.raises(BackendError):
-        await sent(pool, Judging())
-    assert pool.replicas[0].last_error
-    engines[0].script = whole
-    await sent(pool, Judging())
-    assert pool.replicas[0].last_error is None
+def test_a_good_answer_between_failures_keeps_it_in(clock: Clock) -> None:
+    one, *_ = three()
+    pool = pool_of(clock, one)
+    for _ in range(10):
+        for _ in range(4):
+            pool.judge(one, Refused(500))
+        pool.judge(one, None)
+    assert one.health.standing(clock.now) is Standing.UP
+    assert one.last_error is None
 
 
-async def test_two_failures_are_enough(engines: list[Engine], transport: Transport) -> None:
-    for engine in engines:
-        engine.script = refusal(500)
-    pool, observer = pool_of(engines, transport)
-    with pytest.raises(Refused):
-        await sent(pool, Judging())
-    assert sum(len(engine.requests) for engine in engines) == 2
-    assert len(observer.failed) == 2
-    assert len(observer.again) == 1
-    assert at_rest(pool)
+def test_one_slow_answer_says_little_while_others_flow(clock: Clock) -> None:
+    one, *_ = three()
+    pool = pool_of(clock, one)
+    one.flights[Flying()] = Waiting(clock.now - 9)  # type: ignore[assignment]
+    pool.judge(one, errors.UpstreamTimeout("silent"))
+    assert one.health.standing(clock.now) is Standing.UP
+    clock.now += 2
+    pool.judge(one, errors.UpstreamTimeout("silent"))
+    assert one.health.standing(clock.now) is Standing.EJECTED
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-async def test_a_request_at_fault_is_not_asked_again(
-    engines: list[Engine], transport: Transport, status: int
-) -> None:
-    for engine in engines:
-        engine.script = refusal(status)
-    pool, observer = pool_of(engines, transport)
-    with pytest.raises(Refused):
-        await sent(pool, Judging())
-    assert sum(len(engine.requests) for engine in engines) == 1
-    assert observer.again == []
+def test_what_waits_for_a_first_event_is_taken_from_an_engine_that_stalls(clock: Clock) -> None:
+    one, *_ = three()
+    pool = pool_of(clock, one)
+    waiting, committed = Flying(), Flying()
+    one.flights[waiting] = Waiting(clock.now - 60)  # type: ignore[assignment]
+    one.flights[committed] = Waiting(clock.now - 60, promised=True)  # type: ignore[assignment]
+    assert heard(one) == clock.now - 60
+    pool.judge(one, errors.FirstEventTimeout("no event within 300 s"))
+    assert [type(exc) for exc in waiting.failures] == [errors.EngineStuck]
+    assert committed.failures == []
 
 
-async def test_what_was_promised_is_not_asked_again(
-    engines: list[Engine], transport: Transport
-) -> None:
-    class Promising(Judging):
-        def data(self, piece: bytes) -> None:
-            super().data(piece)
-            self.promised = True
-
-    engines[0].script = [Send(OK[:-1]), Fin()]
-    pool, observer = pool_of(engines, transport)
-    with pytest.raises(ConnectionBroken):
-        await sent(pool, Promising())
-    assert sum(len(engine.requests) for engine in engines) == 1
-    assert observer.again == []
-    assert at_rest(pool)
+def test_a_dead_engine_blames_what_it_had(clock: Clock) -> None:
+    pool = pool_of(clock, *three())
+    for each in pool.replicas[:2]:
+        pool.means.quarantine.suspect(each, b"{}")
+        pool.judge(each, ConnectFailed("refused"))
+    with pytest.raises(errors.KillsEngines):
+        pool.means.quarantine.check(b"{}")
 
 
-async def test_the_only_replica_is_not_asked_twice(
-    engines: list[Engine], transport: Transport
-) -> None:
-    engines[0].script = refusal(503)
-    pool, _ = pool_of(engines[:1], transport)
-    with pytest.raises(Refused):
-        await sent(pool, Judging())
-    assert len(engines[0].requests) == 1
-
-
-async def test_a_full_replica_is_passed_over(engines: list[Engine], transport: Transport) -> None:
-    pool, _ = pool_of(engines, transport)
-    pool.replicas[0].concurrency = 1
-    pool.replicas[0].in_flight = 1
-    for _ in range(4):
-        await sent(pool, Judging())
-    assert [len(engine.requests) for engine in engines] == [0, 2, 2]
-
-
-async def test_where_all_are_full_no_turn_is_given(
-    engines: list[Engine], transport: Transport
-) -> None:
-    pool, _ = pool_of(engines, transport)
-    for each in pool.replicas:
-        each.concurrency = each.in_flight = 1
-    with pytest.raises(NoReplica):
-        await sent(pool, Judging())
-    assert pool.held == 0
-
-
-async def test_a_caller_that_leaves_frees_everything(
-    engines: list[Engine], transport: Transport
-) -> None:
-    engines[0].script = [Hang()]
-    pool, observer = pool_of(engines[:1], transport)
-    for turns in (0, 1, 3, 50):
-        task = asyncio.create_task(sent(pool, Judging()))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-        assert at_rest(pool)
-    await engines[0].until_closed()
-    assert transport.open_connections == 0
-    assert observer.failed == []
-
-
-async def test_what_a_sink_raises_frees_everything(
-    engines: list[Engine], transport: Transport
-) -> None:
-    class Raising(Kept):
-        def begin(self, flight: object, replica: Replica) -> None:
-            raise ZeroDivisionError
-
-    pool, _ = pool_of(engines, transport)
-    with pytest.raises(ZeroDivisionError):
-        await sent(pool, Raising())
-    assert at_rest(pool)
-
-
-@pytest.mark.parametrize("status", [400, 413, 422])
-async def test_a_request_that_is_wrong_speaks_against_no_replica(
-    engines: list[Engine], transport: Transport, status: int
-) -> None:
-    engines[0].script = refusal(status)
-    pool, observer = pool_of(engines[:1], transport)
-    with pytest.raises(BackendError):
-        await sent(pool, Judging())
-    assert pool.replicas[0].last_error is None
-    assert observer.failed == []
+def test_evicting_nothing_harms_nobody() -> None:
+    one, *_ = three()
+    evict(one, "stuck")
+    assert heard(one) is None

@@ -35,6 +35,7 @@ TABLE = {
     errors.UpstreamMisconfigured: (502, 502, "server_error", "api_error"),
     errors.UpstreamSlow: (504, 504, "server_error", "timeout_error"),
     errors.InternalError: (500, 500, "server_error", "api_error"),
+    errors.Quarantined: (500, 500, "server_error", "api_error"),
     errors.ClientGone: (499, 499, "server_error", "api_error"),
 }
 
@@ -50,6 +51,10 @@ def test_every_error_has_its_status_in_both_dialects(kind: type[GatewayError]) -
     ("exc", "kind", "outcome"),
     [
         (backend.NoReplica(SECRET), errors.Overloaded, "refused"),
+        (backend.KillsEngines(SECRET), errors.Quarantined, "refused"),
+        (backend.EngineDied(SECRET), errors.UpstreamFailed, "upstream_failed"),
+        (backend.EngineStuck(SECRET), errors.UpstreamFailed, "upstream_failed"),
+        (backend.DeadlinePassed(SECRET), errors.UpstreamSlow, "timed_out"),
         (backend.ConnectFailed(SECRET), errors.UpstreamFailed, "upstream_failed"),
         (backend.ConnectionBroken(SECRET), errors.UpstreamFailed, "upstream_failed"),
         (backend.BadAnswer(SECRET), errors.UpstreamFailed, "upstream_failed"),
@@ -118,7 +123,15 @@ def test_only_what_a_retry_may_help_says_when() -> None:
         errors.UpstreamMisconfigured,
         errors.RequestTimeout,
         errors.TooLargeForLimit,
+        errors.Quarantined,
     }
+
+
+def test_a_busy_pool_says_when_it_may_have_room() -> None:
+    exc = backend.NoReplica("full")
+    assert from_backend(exc).retry_after == 1.0
+    exc.retry_after = 7.5
+    assert from_backend(exc).retry_after == 7.5
 
 
 def test_a_limit_says_of_what_there_is_too_little_and_whose_it_is() -> None:

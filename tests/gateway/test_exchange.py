@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backends.pool import Turn
+from backends.turn import Turn
 from gateway.errors import Draining, Overloaded
 from tests.fakes.admission import Counting
 from tests.fakes.client import Answer, Client, head, request

@@ -6,7 +6,7 @@ import orjson
 
 from backends.kinds import KINDS
 from backends.policies import POLICIES
-from backends.pool import Pool
+from backends.pool import Means, Pool
 from gateway.endpoints.base import Endpoint
 from gateway.route import Route
 from gateway.settings import Caps, Timeouts
@@ -18,7 +18,8 @@ CAPS = Caps()
 def route(kind: str = "vllm", **more: Any) -> Route:
     """A `Route` whose pool has no replica; nothing can be sent on it."""
     nowhere = cast(Any, None)
-    pool = Pool("pool", KINDS[kind], (), POLICIES["round_robin"](), nowhere, nowhere)
+    means = Means(nowhere, nowhere, nowhere)
+    pool = Pool("pool", KINDS[kind], (), POLICIES["round_robin"](), means)
     given = {"caps": CAPS, "timeouts": Timeouts(), "event_limit": 1 << 20, **more}
     return Route(model="tiny", pool=pool, upstream_model="upstream", **given)
 
