@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from backends.capability import UNKNOWN, Capability
 from backends.errors import BackendError, Refused
 from backends.framing import Framer
 from backends.health import Health, Standing
@@ -20,14 +21,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a server listens. `tls` is the context to use, or None for plain HTTP."""
+    """Where a server listens. `tls` is the context to use, or None for plain HTTP.
+
+    `host` is what it is called and what its certificate has; `address` is where it is, where one of
+    several behind that name is meant.
+    """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+    address: str = ""
 
     def __str__(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
+        at = self.address or self.host
+        at = f"[{at}]" if ":" in at else at
+        return f"{'https' if self.tls else 'http'}://{at}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Replica:
     same two of the other processes; `load`, the engine's own newest figures; `health`; `busy`,
     until when it said that it has no room; `drained`, whether the operator took it out;
     `flights`, the attempts under way and who takes their answers;
-    `last_error`; and `fields`, what its schema said, empty until asked.
+    `last_error`; and `capability`, what it said of itself.
     """
 
     url: str
@@ -108,7 +116,7 @@ class Replica:
     drained: bool = False
     flights: dict[Flight, Sink] = field(default_factory=dict, repr=False)
     last_error: str | None = None
-    fields: dict[str, frozenset[str]] = field(default_factory=dict)
+    capability: Capability = UNKNOWN
     #: Heads that stay the same from call to call, by path; filled by the kind.
     heads: dict[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -129,6 +137,10 @@ class Replica:
         """The engine's own figures, where they are not too old."""
         return self.load if self.load is not None and now - self.load.at < FRESH else None
 
+    def serves(self, now: float) -> bool:
+        """Whether it is neither ejected nor taken out."""
+        return not self.drained and self.health.standing(now) is not Standing.EJECTED
+
     def choosable(self, now: float) -> bool:
         """Whether it may be chosen like any other, or for the one request of its probation."""
         if self.drained or self.full:
@@ -140,8 +152,7 @@ class Replica:
 
     def lacks(self, path: str, name: str) -> bool:
         """Whether the server's own schema is known and has no field `name` on `path`."""
-        known = self.fields.get(path)
-        return known is not None and name not in known
+        return self.capability.lacks(path, name)
 
 
 class Flight(Protocol):
@@ -183,6 +194,8 @@ class Kind(Protocol):
     name: str
     #: The API paths it is asked for; any other is refused before it is called.
     paths: frozenset[str]
+    #: The page with its figures, as `progress` reads them; None where it has none.
+    figures: str | None
 
     def prepare(self, call: Call, replica: Replica) -> bytes:
         """The whole HTTP request, head and body."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import httptools
 
@@ -13,6 +13,10 @@ from backends.base import Headers, Origin
 from backends.errors import BackendError, BadAnswer, ConnectFailed, ConnectionBroken
 
 _FRAMING = (b"content-length", b"transfer-encoding")
+
+#: The most that one read takes in, in bytes. What a caller does not read is held up to here, in
+#: pieces of this size, before its engine is paused: uvloop's own reads of 250 KB would be held too.
+LARGEST_READ = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,16 @@ class Carried(Protocol):
     def broken(self, exc: BackendError) -> None: ...
 
 
-class Connection(asyncio.Protocol):
-    """One connection to a server: connecting, then carrying a transfer or idle, then closed."""
+class Connection(asyncio.BufferedProtocol):
+    """One connection to a server: connecting, then carrying a transfer or idle, then closed.
+
+    Mutable state: the `transport`; `idle_since`; `_transfer`, what is carried, its `_parser`, and
+    how far its answer is; `_room`, where reads go.
+    """
+
+    #: Shared by all connections of the process: nothing stays in it beyond the callback of its
+    #: read, since the parser hands out copies.
+    _room: ClassVar[memoryview] = memoryview(bytearray(LARGEST_READ))
 
     def __init__(self, owner: Keeper, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self.origin = origin
@@ -117,21 +129,24 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
         transfer = self._transfer
         if transfer is None:
             self.abort()  # an idle server has nothing to say
             return
         self._received = True
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._room[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self._complete:
                 self._drop(transfer, BadAnswer(f"not a well-formed answer: {exc}"))
                 return
             self._reusable = False  # what follows a whole answer is nobody's
         if self._in_head:
-            self._head_size += len(data)
+            self._head_size += nbytes
             if self._head_size > self._owner.limits.header:
                 self._drop(transfer, BadAnswer("a response head over its cap"))
             return

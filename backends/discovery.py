@@ -1,80 +1,67 @@
-"""What a server says of itself: the models it serves, and the request fields it knows."""
+"""Asking servers what they are: what is asked, and when each is asked again."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
+from backends import capability as record
 from backends.base import Replica
-from backends.errors import BadAnswer, Refused
+from backends.capability import Capability, Served
+from backends.errors import BackendError, BadAnswer, Refused
 from backends.kinds.base import probe
 from backends.transport import Transport
 
 _SMALL = 1 << 20
 _SCHEMA = 16 << 20
-#: What a name may be: it is told in a header.
-_NAME = re.compile(r"[\x21-\x7e]{1,128}\Z")
-#: A probe is asked of an engine that may be busy: slow is not gone.
+#: It is asked of an engine that may be busy: slow is not gone.
 _PATIENCE = 10.0
+#: Seconds until a server is asked again: one that has not answered yet, and one that has.
+_SOON = 2.0
+_LATER = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model of a server; `max_model_len` in tokens where it says so."""
+async def capability(transport: Transport, replica: Replica) -> Capability:
+    """What the server says of itself now. Raises BackendError where it does not list its models.
 
-    name: str
-    max_model_len: int | None
+    Its schema, which may be long, is asked for only where another one is to be expected.
+    """
+    known = replica.capability
+    served = await models(transport, replica)
+    version = await _version(transport, replica)
+    same = (served, version) == (known.models, known.version)
+    found = replace(known, models=served, version=version)
+    if known.routes and version and same:
+        return found
+    try:
+        document = await _get(transport, replica, "/openapi.json", _SCHEMA)
+        return replace(found, routes=record.routes(document), fields=record.fields(document))
+    except BackendError:
+        if same:
+            return found
+    except (AttributeError, TypeError):
+        pass  # not an OpenAPI document
+    return replace(found, routes=frozenset(), fields={})
 
 
-async def models(transport: Transport, replica: Replica) -> list[Served]:
+async def models(transport: Transport, replica: Replica) -> tuple[Served, ...]:
     """What `GET /v1/models` lists. Raises BackendError."""
     document = await _get(transport, replica, "/v1/models", _SMALL)
-    listed = document.get("data")
-    if not isinstance(listed, list):
-        raise BadAnswer("/v1/models is not a list of models")
-    served = []
-    for model in listed:
-        name = model.get("id") if isinstance(model, dict) else None
-        if isinstance(name, str) and _NAME.match(name):
-            length = model.get("max_model_len")
-            served.append(Served(name, length if isinstance(length, int) else None))
-    return served
-
-
-async def fields(transport: Transport, replica: Replica) -> dict[str, frozenset[str]]:
-    """The request fields of each POST path, from `/openapi.json`. Raises BackendError."""
-    document = await _get(transport, replica, "/openapi.json", _SCHEMA)
     try:
-        return _read(document)
-    except (AttributeError, TypeError):
-        raise BadAnswer("/openapi.json is not an OpenAPI document") from None
+        return record.models(document)
+    except TypeError:
+        raise BadAnswer("/v1/models is not a list of models") from None
 
 
-def _read(document: dict[str, Any]) -> dict[str, frozenset[str]]:
-    schemas = document.get("components", {}).get("schemas", {})
-    known = {}
-    for path, methods in document.get("paths", {}).items():
-        content = methods.get("post", {}).get("requestBody", {}).get("content", {})
-        schema = content.get("application/json", {}).get("schema")
-        if schema:
-            known[path] = frozenset(_properties(schema, schemas, 0))
-    return known
-
-
-def _properties(schema: dict[str, Any], schemas: dict[str, Any], depth: int) -> Iterator[str]:
-    if depth > 8:
-        return
-    if "$ref" in schema:
-        name = str(schema["$ref"]).rpartition("/")[2]
-        yield from _properties(schemas.get(name, {}), schemas, depth + 1)
-    yield from schema.get("properties", {})
-    for joined in ("anyOf", "oneOf", "allOf"):
-        for part in schema.get(joined, ()):
-            yield from _properties(part, schemas, depth + 1)
+async def _version(transport: Transport, replica: Replica) -> str:
+    try:
+        return record.version(await _get(transport, replica, "/version", _SMALL))
+    except BackendError:
+        return ""  # a server without that page; what it is stays unknown
 
 
 async def _get(transport: Transport, replica: Replica, target: str, limit: int) -> dict[str, Any]:
@@ -90,3 +77,18 @@ async def _get(transport: Transport, replica: Replica, target: str, limit: int) 
     if not isinstance(document, dict):
         raise BadAnswer(f"{target} is not an object")
     return document
+
+
+async def pause(
+    replica: Replica, *, answered: bool, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Wait until the server is worth asking again: soon where it did not answer, else after a
+    while, or as soon as it is back from having been out of service: it may be another one by then.
+    """
+    waited, away = 0.0, False
+    while True:
+        await sleep(_SOON)
+        waited += _SOON
+        away = away or not replica.health.sound
+        if not answered or waited >= _LATER or (away and replica.health.sound):
+            return

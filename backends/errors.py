@@ -140,3 +140,5 @@ class FirstEventTimeout(UpstreamTimeout):
 
 class DeadlinePassed(UpstreamTimeout):
     """Raised when `total`, or the time that the caller gave, is over before the answer is whole."""
+
+    reason = "deadline"

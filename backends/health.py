@@ -89,14 +89,16 @@ class Health:
 
     # What happened
 
-    def served(self, now: float) -> None:
-        """It answered a request well."""
+    def served(self, now: float) -> bool:
+        """It answered a request well; whether it is back by that."""
         self._connects = self._errors = 0
         if self._until:
             self._until = 0.0
             self._since = now
-        elif self._ejections and now >= self._since + _LONGEST:
+            return True
+        if self._ejections and now >= self._since + _LONGEST:
             self._ejections = 0  # it has been well for as long as an ejection lasts
+        return False
 
     def connect_failed(self, now: float) -> bool:
         """No connection could be made; whether it is ejected by that."""

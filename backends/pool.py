@@ -5,6 +5,7 @@ Nothing here waits: a pool decides and counts, a `Turn` does what it decided.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from backends.errors import (
 from backends.pace import Pace
 from backends.quarantine import Quarantine
 from backends.transport import Transport
+
+logger = logging.getLogger("fairgate")
 
 #: How long a replica that said it has no room is asked last, in seconds.
 _BUSY = 1.0
@@ -74,6 +77,12 @@ class Pool:
         rest = [r for r in self.replicas if not (r.full or r.drained or r in tried)]
         return min(rest, key=lambda replica: replica.health.ends(), default=None)
 
+    def unfit(self, path: str) -> list[Replica]:
+        """Those known not to have a route. Only vLLM's own schema is known to be whole."""
+        if self.kind.name != "vllm":
+            return []
+        return [replica for replica in self.replicas if not replica.capability.speaks(path)]
+
     def may_retry(self, failure: BackendError) -> bool:
         """Whether the failed attempt may be made again elsewhere; one retry is used up by that.
 
@@ -103,30 +112,36 @@ class Pool:
         health = replica.health
         if failure is None:
             replica.last_error = None
-            health.served(now)
+            if health.served(now):
+                logger.warning("%s: %s serves again", self.name, replica.url)
             return
         if not failure.blames:
             return
         replica.last_error = str(failure)
         self.means.observer.attempt_failed(self.name, replica, failure)
+        ejected = False
         if failure.busy:
             replica.busy = now + _BUSY
         elif isinstance(failure, ConnectFailed):
-            health.connect_failed(now)
+            ejected = health.connect_failed(now)
             self.means.quarantine.died(replica)
         elif isinstance(failure, UpstreamTimeout):
-            self._timed_out(replica, failure, now)
+            ejected = self._timed_out(replica, failure, now)
         elif not isinstance(failure, EngineStuck):
-            health.failed(now, failure.reason)
+            ejected = health.failed(now, failure.reason)
+        if ejected:
+            logger.warning("%s: %s is %s", self.name, replica.url, health.why(now))
 
-    def _timed_out(self, replica: Replica, failure: UpstreamTimeout, now: float) -> None:
+    def _timed_out(self, replica: Replica, failure: UpstreamTimeout, now: float) -> bool:
         """One that is silent to all has stopped; one that is silent to one may only be slow."""
         if isinstance(failure, DeadlinePassed):
-            return  # the caller's time, or that of a whole answer: it may be working well
+            return False  # the caller's time, or that of a whole answer: it may be working well
         if any(now - sink.heard < _ALIVE for sink in replica.flights.values()):
-            replica.health.failed(now, failure.reason)
-        elif replica.health.stalled(now, str(failure)):
+            return replica.health.failed(now, failure.reason)
+        ejected = replica.health.stalled(now, str(failure))
+        if ejected:
             evict(replica, str(failure))
+        return ejected
 
 
 def heard(replica: Replica) -> float | None:

@@ -39,7 +39,8 @@ class Quarantine:
     ) -> None:
         self._key = blake2b(key, digest_size=32).digest()
         self._clock = clock
-        self._tell = tell
+        #: Who passes a death on to other processes.
+        self.tell = tell
         self._suspects: dict[str, OrderedDict[str, float]] = {}
         self._deaths: OrderedDict[str, list[tuple[str, float]]] = OrderedDict()
 
@@ -66,7 +67,7 @@ class Quarantine:
         for fingerprint, at in self._suspects.pop(replica.url, {}).items():
             if now - at < _SUSPECT:
                 self.blame(fingerprint, replica.url)
-                self._tell(fingerprint, replica.url)
+                self.tell(fingerprint, replica.url)
 
     def blame(self, fingerprint: str, url: str) -> None:
         """One death more for this body, unless it is known; other processes tell of theirs, too."""
@@ -80,12 +81,11 @@ class Quarantine:
         if len(self._deaths) > _MOST_BODIES:
             self._deaths.popitem(last=False)
         recent = sum(now - at < _REMEMBERED for _, at in deaths)
-        logger.error(
-            "request %s was in flight when %s died%s",
-            fingerprint,
-            url,
-            "; it is refused from now on" if recent >= _DEATHS else "",
-        )
+        if recent < _DEATHS:
+            logger.warning("request %s was in flight when %s died", fingerprint, url)
+        else:
+            told = "request %s was in flight when %s died, too; it is refused from now on"
+            logger.error(told, fingerprint, url)
 
     def _fingerprint(self, body: bytes) -> str:
         return blake2b(body, key=self._key, digest_size=12).hexdigest()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from backends.base import Headers, Origin, Replica, Sink
 from backends.connection import Connection, Limits, tune
@@ -17,17 +18,34 @@ from backends.errors import BackendError, BadAnswer, ConnectFailed, UpstreamTime
 
 #: How long it may take to find out whether a server that broke off is still there, in seconds.
 _MOMENT = 0.5
+#: How many addresses of one name are tried: with more, none would have the time to answer.
+_MOST_ADDRESSES = 4
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+def _left_to_the_system(host: str) -> Sequence[str]:
+    return (host,)
 
 
 class Transport:
     """Sends requests and keeps connections for the next ones.
 
+    `addresses` says at once where a host is; without it the system is asked at each connection.
+
     Mutable state: `_idle`, the connections waiting for a request, newest last; `_all`, every
-    connection; `_connecting`, the tasks that make one; `_sweep`, the timer that ends old idleness.
+    connection; `_connecting`, the tasks that make one; `_sweep`, the timer that ends old idleness;
+    `_worked`, of hosts with several addresses the one that was connected to last.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        addresses: Callable[[str], Sequence[str]] = _left_to_the_system,
+    ) -> None:
         self.limits = limits or Limits()
+        self._addresses = addresses
+        self._worked: dict[Origin, str] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._all: set[Connection] = set()
@@ -65,13 +83,10 @@ class Transport:
 
     async def reaches(self, origin: Origin) -> bool:
         """Whether a new connection can be made there now, within a moment."""
-        loop = asyncio.get_running_loop()
+        within = min(_MOMENT, self.limits.connect)
         try:
-            async with asyncio.timeout(min(_MOMENT, self.limits.connect)):
-                transport, _ = await loop.create_connection(
-                    asyncio.Protocol, origin.host, origin.port
-                )
-        except (OSError, UnicodeError, TimeoutError):
+            transport, _ = await self._dial(origin, asyncio.Protocol, within)
+        except (ConnectFailed, OSError, UnicodeError):
             return False
         transport.abort()
         return True
@@ -142,13 +157,12 @@ class Transport:
     async def _connect(self, transfer: Transfer) -> None:
         origin = transfer.origin
         loop = asyncio.get_running_loop()
-        connection = Connection(self, origin, loop)
-        self._all.add(connection)
+        connection: Connection | None = None
         try:
-            async with asyncio.timeout(self.limits.connect):
-                transport, _ = await loop.create_connection(
-                    lambda: connection, origin.host, origin.port
-                )
+            transport, connection = await self._dial(
+                origin, lambda: Connection(self, origin, loop), self.limits.connect
+            )
+            self._all.add(connection)
             tune(transport.get_extra_info("socket"))
             if origin.tls is not None:
                 async with asyncio.timeout(self.limits.tls):
@@ -158,17 +172,60 @@ class Transport:
                 assert secured is not None
                 connection.transport = secured
         except asyncio.CancelledError:
-            connection.abort()
+            _give_up(connection)
             raise
+        except ConnectFailed as exc:
+            transfer.broken(exc)
         except TimeoutError:
-            connection.abort()
+            _give_up(connection)
             transfer.broken(ConnectFailed(f"{origin}: no connection in time"))
         except (OSError, UnicodeError) as exc:
             # Refused, unreachable, no such name, one that cannot be a name, not trusted.
-            connection.abort()
-            transfer.broken(ConnectFailed(f"{origin}: {exc.__class__.__name__}"))
+            _give_up(connection)
+            why = getattr(exc, "verify_message", "")  # of a certificate
+            how = f"{exc.__class__.__name__}: {why}" if why else exc.__class__.__name__
+            transfer.broken(ConnectFailed(f"{origin}: {how}"))
         else:
             connection.carry(transfer)
+
+    async def _dial(
+        self, origin: Origin, protocol: Callable[[], P], within: float
+    ) -> tuple[asyncio.Transport, P]:
+        """Connect to one address after the other; each has an equal share of the time left.
+
+        Raises OSError, TimeoutError among them, and UnicodeError of the last one; ConnectFailed
+        where no address is known.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within
+        addresses = self._in_order(origin)
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:
+                async with asyncio.timeout((until - loop.time()) / left):
+                    made = await loop.create_connection(protocol, address, origin.port)
+            except (OSError, UnicodeError):
+                if left == 1:
+                    raise
+            else:
+                if len(addresses) > 1:
+                    self._worked[origin] = address
+                return made
+        raise ConnectFailed(f"{origin}: no address is known of {origin.host}")
+
+    def _in_order(self, origin: Origin) -> Sequence[str]:
+        """The addresses to try, that which worked last first."""
+        if origin.address:
+            return (origin.address,)
+        known = self._addresses(origin.host)
+        worked = self._worked.get(origin)
+        if worked is not None and worked in known:
+            known = (worked, *(address for address in known if address != worked))
+        return known[:_MOST_ADDRESSES]
+
+
+def _give_up(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.abort()
 
 
 class Transfer:

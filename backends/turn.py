@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.base import Call, Demand, Replica, Sink
-from backends.errors import BackendError, ConnectionBroken, EngineDied, NoReplica
+from backends.errors import BackendError, ConnectFailed, ConnectionBroken, EngineDied, NoReplica
 from backends.pool import Pool
 
 #: A first try and one on another replica: more would turn one fault into many.
@@ -42,9 +42,10 @@ class Turn:
         pool.means.quarantine.check(call.body)
         pool.budget.request(call.again)
         tried: list[Replica] = []
+        unfit = pool.unfit(call.path)
         failure: BackendError | None = None
         while len(tried) < _ATTEMPTS:
-            replica = pool.pick(self._demand, tried, failure)
+            replica = pool.pick(self._demand, [*unfit, *tried], failure)
             if replica is None or (failure is not None and not pool.may_retry(failure)):
                 break
             if failure is not None:
@@ -78,7 +79,7 @@ class Turn:
             replica.in_flight -= 1
             replica.outstanding -= tokens
         failure = sink.failure
-        if failure is not None and failure.blames and not failure.busy:
+        if failure is not None and failure.blames:
             failure = await self._post_mortem(replica, call, failure)
         pool.judge(replica, failure)
         return failure
@@ -87,6 +88,8 @@ class Turn:
         self, replica: Replica, call: Call, failure: BackendError
     ) -> BackendError:
         """The failure, told apart from the engine's death, which this request may have caused."""
+        if failure.busy or isinstance(failure, ConnectFailed):
+            return failure  # that engine never had it
         means = self._pool.means
         means.quarantine.suspect(replica, call.body)
         if not isinstance(failure, ConnectionBroken):

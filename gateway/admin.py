@@ -1,19 +1,32 @@
-"""The admin port: metrics, health, status and limits. Nothing of it is ever on the data port."""
+"""The admin port: metrics, health, status, limits, drains. None of it is ever on the data port."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import orjson
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
+from gateway.feed import Feed
 from gateway.limits.report import Told
+from gateway.units import server_url
+
+#: The extension of the scope that breaks a request's connection off.
+CUT = "fairgate.cut"
+#: How long a listener may read nothing, and how often one hears that the line lives, in seconds.
+_READS_WITHIN = 10.0
+_PING_EVERY = 15
 
 
 class Workers(Protocol):
@@ -34,6 +47,9 @@ class Workers(Protocol):
     async def reset_limits(self, key: str | None, team: str | None) -> Told:
         """Forget what a key's own rules, or a team's, have counted; else all have."""
 
+    async def drain(self, url: str, out: bool | None) -> Told:
+        """Send nothing more to a replica; with False again; with None tell only how it stands."""
+
 
 def admin(workers: Workers, key_sha256: str | None) -> Starlette:
     """The application. With `key_sha256` (hex), all but health needs that key as a Bearer."""
@@ -53,8 +69,6 @@ def admin(workers: Workers, key_sha256: str | None) -> Starlette:
     async def reset_limits(request: Request) -> Response:
         key, team = _owner(request)
         whole = request.query_params.get("all") == "true"
-        if "origin" in request.headers:  # a browser's: any page may send a request to loopback
-            return _told(403, {"error": "not from a page"})
         if (key is not None) + (team is not None) + whole != 1:
             return _told(400, {"error": "wanted key=NAME, team=NAME or all=true"})
         return _told(*await workers.reset_limits(key, team))
@@ -65,10 +79,12 @@ def admin(workers: Workers, key_sha256: str | None) -> Starlette:
     async def readyz(request: Request) -> Response:
         return Response(status_code=200 if workers.ready else 503)
 
-    def guarded(page: Callable[[Request], Awaitable[Response]]) -> Any:
+    def guarded(page: _Page) -> Any:
         async def run(request: Request) -> Response:
             if key_sha256 is not None and not _is_key(request, key_sha256):
                 return Response("the admin key is missing or wrong\n", 403, media_type="text/plain")
+            if request.method == "POST" and "origin" in request.headers:
+                return _told(403, {"error": "not from a page"})  # any may send one to loopback
             return await page(request)
 
         return run
@@ -77,8 +93,11 @@ def admin(workers: Workers, key_sha256: str | None) -> Starlette:
         routes=[
             Route("/metrics", guarded(metrics)),
             Route("/status", guarded(status)),
+            Route("/events", guarded(_events(Feed(workers.status)))),
             Route("/limits", guarded(limits)),
             Route("/limits/reset", guarded(reset_limits), methods=["POST"]),
+            Route("/drain", guarded(_drain(workers, True)), methods=["GET", "POST"]),
+            Route("/undrain", guarded(_drain(workers, False)), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
         ]
@@ -87,6 +106,65 @@ def admin(workers: Workers, key_sha256: str | None) -> Starlette:
 
 #: https://prometheus.io/docs/instrumenting/exposition_formats/
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+_Page = Callable[[Request], Awaitable[Response]]
+
+
+def _events(feed: Feed) -> _Page:
+    async def events(request: Request) -> Response:
+        if feed.full:
+            return _told(503, {"error": f"{feed.listeners} listen already; ask /status instead"})
+        feed.listeners += 1  # `_Events` takes it back
+        return _Events(feed)
+
+    return events
+
+
+class _Events(EventSourceResponse):
+    """The status, event by event, to one listener; one that does not read is cut off."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(
+            _status_events(feed),
+            ping=_PING_EVERY,
+            ping_message_factory=lambda: ServerSentEvent(comment="alive"),
+            send_timeout=_READS_WITHIN,
+        )
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            scope["extensions"][CUT]()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            self._feed.listeners -= 1
+
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        # Whoever serves cuts the connection. The library's own way is a task for each loop that
+        # nobody holds, which looks for uvicorn's signal handlers: ours are not uvicorn's.
+        await asyncio.Event().wait()
+
+
+async def _status_events(feed: Feed) -> AsyncIterator[bytes]:
+    async with aclosing(feed.documents()) as documents:
+        async for document in documents:
+            yield b"event: status\ndata: %b\n\n" % document
+
+
+def _drain(workers: Workers, out: bool) -> _Page:
+    async def drain(request: Request) -> Response:
+        try:
+            url = server_url(request.query_params.get("url", ""))
+        except ValueError as exc:
+            return _told(400, {"error": f"url: {exc}"})
+        return _told(*await workers.drain(url, out if request.method == "POST" else None))
+
+    return drain
 
 
 def _told(status: int, document: dict[str, Any]) -> Response:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from backends.base import Demand
 from gateway.errors import (
     GatewayError,
     LimitsUnavailable,
@@ -50,14 +51,15 @@ class Plan:
 
 
 class Permit:
-    """What an admitted request holds until it ends. `standings` and `headers` are for its answer.
+    """What an admitted request holds until it ends. `standings` and `headers` are for its answer;
+    `demand` is what it asks of a replica.
 
     Mutable state: `_used`, what it is charged for, once that is known.
     """
 
     __slots__ = (
         *("_admission", "_claim", "_key", "_route", "_since", "_size", "_used"),
-        *("headers", "standings"),
+        *("demand", "headers", "standings"),
     )
 
     def __init__(
@@ -69,6 +71,7 @@ class Permit:
         claim: Claim | None,
         since: int,
     ) -> None:
+        self.demand = Demand()
         self.headers = b""
         self.standings: Standings = (None, None)
         self._admission = admission
@@ -137,10 +140,16 @@ class Admission:
         Raises a GatewayError when a rule refuses; then nothing is held or consumed.
         """
         plan = self._plan(principal, route.model)
-        lines = plan.requests
-        if tokens and (plan.tokens or plan.slots):
-            lines = self._lines(plan, principal, route.model, size)
-        return await self._decided(request_id, principal, route, size, lines)
+        demand, lines = Demand(principal.team), plan.requests
+        if tokens:
+            prompt = self.estimates.prompt(route.model, size)
+            output = self.estimates.output(principal.key, route.model, size)
+            demand = Demand(principal.team, prompt, output)
+            if plan.tokens or plan.slots:
+                lines = _lines(plan, demand, size)
+        permit = await self._decided(request_id, principal, route, size, lines)
+        permit.demand = demand
+        return permit
 
     async def count(self, request_id: str, principal: Principal) -> Permit:
         """Admit a request that no engine sees, such as one for the list of models."""
@@ -153,23 +162,6 @@ class Admission:
             plan = Plan(self._rulebook.of(principal, model))
             self._plans[principal.key, model] = plan
         return plan
-
-    def _lines(
-        self, plan: Plan, principal: Principal, model: str, size: Size
-    ) -> tuple[tuple[Rule, int], ...]:
-        prompt = self.estimates.prompt(model, size)
-        whole = prompt + self.estimates.output(principal.key, model, size)
-        lines = list(plan.requests)
-        for rule in plan.tokens:
-            if prompt > rule.burst:
-                raise _too_large(rule, f"its prompt alone has about {prompt:,} tokens")
-            # Above what there can be at once, the rest becomes a debt when it is used.
-            lines.append((rule, min(whole, rule.burst)))
-        for rule in plan.slots:
-            if size.answers > rule.limit:
-                raise _too_large(rule, f"it asks for {size.answers} answers at once")
-            lines.append((rule, size.answers))
-        return tuple(lines)
 
     async def _decided(
         self,
@@ -212,6 +204,20 @@ class Admission:
         if self.counter.degraded:
             refusal.headers = ((b"x-fairgate-limits", b"degraded"),)
         return refusal
+
+
+def _lines(plan: Plan, demand: Demand, size: Size) -> tuple[tuple[Rule, int], ...]:
+    lines = list(plan.requests)
+    for rule in plan.tokens:
+        if demand.prompt_tokens > rule.burst:
+            raise _too_large(rule, f"its prompt alone has about {demand.prompt_tokens:,} tokens")
+        # Above what there can be at once, the rest becomes a debt when it is used.
+        lines.append((rule, min(demand.tokens, rule.burst)))
+    for rule in plan.slots:
+        if size.answers > rule.limit:
+            raise _too_large(rule, f"it asks for {size.answers} answers at once")
+        lines.append((rule, size.answers))
+    return tuple(lines)
 
 
 def _refused(rule: Rule, message: str) -> GatewayError:

@@ -53,13 +53,20 @@ class State:
 
 
 class App:
-    """The ASGI application of the data port."""
+    """The ASGI application of the data port.
+
+    Mutable state: `_gateway`, whom requests that come now are served with; whose pages may call.
+    """
 
     def __init__(self, gateway: Gateway, state: State, now: Callable[[], float]) -> None:
-        self._gateway = gateway
         self._state = state
         self._now = now
         self._endpoints: Mapping[str, Endpoint] = {e.path: e for e in ENDPOINTS}
+        self.serve_with(gateway)
+
+    def serve_with(self, gateway: Gateway) -> None:
+        """Serve what comes from now on with this one; what is under way keeps its own."""
+        self._gateway = gateway
         self._origins = frozenset(gateway.config.cors.origins)
         self._rest = self._everything_else()
 
@@ -133,12 +140,13 @@ class App:
         return b"access-control-allow-origin: %b\r\n" % origin + _EXPOSED
 
     async def _models(self, head: Head, reply: Reply, record: Record) -> None:
-        principal = await authenticate(head, self._gateway.keys, time.time())
+        gateway = self._gateway
+        principal = await authenticate(head, gateway.keys, time.time())
         record.key, record.team = principal.key, principal.team
-        permit = await self._gateway.admission.count(record.request_id, principal)
+        permit = await gateway.admission.count(record.request_id, principal)
         permit.settle(record.usage, 0)
         reply.more_headers += speech_for(head).limit_lines(permit.standings) + permit.headers
-        found = models.answer(head, self._gateway.routes, principal, self._state.started)
+        found = models.answer(head, gateway.routes, principal, self._state.started)
         reply.whole(orjson.dumps(found))
 
     async def _healthz(self, head: Head, reply: Reply, record: Record) -> None:

@@ -142,13 +142,11 @@ def _model(config: Config, name: str, model: Model) -> Iterator[Problem]:
         yield from _split(config, model, model.split, path)
     elif not model.replicas:
         yield path, "needs replicas, or a split over other models"
-    if model.policy == "prefix_affinity":
-        yield (*path, "policy"), "prefix_affinity is not in this version yet"
     for index, replica in enumerate(model.replicas):
         place = (*path, "replicas", index)
-        if replica.url in [other.url for other in model.replicas[:index]]:
-            yield place, f"{replica.url} is in this pool twice"
-        yield from _replica(replica, place)
+        if replica.place in [other.place for other in model.replicas[:index]]:
+            yield place, f"{replica.place} is in this pool twice"
+        yield from of_replica(replica, place)
     for index, target in enumerate(model.fallback):
         place = (*path, "fallback", index)
         if target == name:
@@ -184,7 +182,8 @@ def _target(config: Config, target: str, place: Path) -> Iterator[Problem]:
         yield place, f"no model {target!r}; {known}"
 
 
-def _replica(replica: ReplicaSettings, path: Path) -> Iterator[Problem]:
+def of_replica(replica: ReplicaSettings, path: Path) -> Iterator[Problem]:
+    """What speaks against one entry of a pool, or one server of a list."""
     plain = replica.scheme == "http"
     exposed = plain and not is_loopback(replica.host)
     if replica.api_key_env is not None and exposed and not replica.insecure:
@@ -195,6 +194,7 @@ def _replica(replica: ReplicaSettings, path: Path) -> Iterator[Problem]:
     if replica.ca_file is not None and plain:
         yield (*path, "ca_file"), "needs an https URL"
     yield from _file((*path, "ca_file"), replica.ca_file)
+    yield from _file((*path, "file"), replica.file)
 
 
 def _permissions(config: Config) -> Iterator[Problem]:

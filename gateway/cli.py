@@ -1,7 +1,8 @@
-"""The command: `fairgate serve | up | check | keys new | limits | schema | engine install`."""
+"""The command `fairgate`: serve, up, check, keys, schema, engine; and the operator's own."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -16,14 +17,16 @@ from rich.console import Console
 
 from backends import install, launch
 from gateway import config as configuration
-from gateway import operator, supervisor, worker
+from gateway import probing, supervisor, worker
 from gateway import up as starting
 from gateway.listeners import CannotStart
 from gateway.logs import set_up_diagnostics
-from gateway.settings import Config, Key, Team
+from gateway.operator import drain, limits, status
+from gateway.reload import Source
+from gateway.settings import Config, Key
 from gateway.units import label
 
-_USAGE, _CANNOT_START = 2, 3
+_REPLICA_PROBLEM, _USAGE, _CANNOT_START = 1, 2, 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,26 +86,27 @@ def serve(
         settings["listen"] = list(listen)
     if workers is not None:
         settings["workers"] = workers
-    try:
+
+    def over(config: Config) -> Config:
         if file is None:
-            config = configuration.discovered(backends, **settings)
-        else:
-            config = configuration.read(file, os.environ)
-            if backends or settings:
-                config = configuration.override(config, backends=backends, **settings)
-            if not config.models and not config.backends:
-                config = configuration.override(config, backends=("http://127.0.0.1:8000",))
+            return configuration.discovered(backends, **settings)
+        if backends or settings:
+            config = configuration.override(config, backends=backends, **settings)
+        if not config.models and not config.backends:
+            config = configuration.override(config, backends=("http://127.0.0.1:8000",))
+        return config
+
+    made, key = new_key("this-run", "default")
+    source = Source(file, os.environ, over, key)
+    try:
+        config = source.read()
     except configuration.ConfigError as exc:
         _fail(_USAGE, str(exc))
-    serve_with(config)
+    serve_with(config, source, made if key in config.keys else None)
 
 
-def serve_with(config: Config) -> None:
-    """Serve until told to end; prints the address and, where no key is configured, one made now."""
-    made = None
-    if not config.keys:
-        made, key = new_key("this-run", "default")
-        config = configuration.override(config, keys=(key,), teams={key.team: Team()})
+def serve_with(config: Config, source: Source, made: str | None) -> None:
+    """Serve until told to end; prints the address, and the key `made` for this run, if one was."""
 
     def started(addresses: list[str]) -> None:
         scheme = "https" if config.tls.cert_file else "http"
@@ -114,7 +118,7 @@ def serve_with(config: Config) -> None:
 
     run = supervisor.run if config.workers > 1 else worker.run
     try:
-        run(config, config.secret or kept_secret(), started)
+        run(config, config.secret or kept_secret(), started, source)
     except CannotStart as exc:
         _fail(_CANNOT_START, str(exc))
 
@@ -185,10 +189,20 @@ def engine_install() -> None:
 
 @main.command()
 @click.option("--config", "file", metavar="FILE", required=True, help="- reads standard input.")
-def check(file: str) -> None:
-    """Validate a configuration: exit status 0, or 2 and the place of the first fault."""
+@click.option("--probe", is_flag=True, help="Also ask every replica, for 5 s at most.")
+def check(file: str, probe: bool) -> None:
+    """Validate a configuration: exit status 0, or 2 and the place of the first fault.
+
+    With --probe every replica is asked too, and has a line: is it reached, trusted and willing,
+    which models it serves, what it lacks. A warning is worth a look; a problem keeps the replica
+    from serving, and the exit status is 1. Nothing is generated.
+    """
     try:
         config = configuration.read(file, os.environ)
+        asked = config
+        if not config.models:
+            asked = configuration.override(config, backends=("http://127.0.0.1:8000",))
+        findings = asyncio.run(probing.probed(asked)) if probe else []
     except configuration.ConfigError as exc:
         _fail(_USAGE, str(exc))
     replicas = sum(len(model.replicas) for model in config.models.values())
@@ -196,6 +210,10 @@ def check(file: str) -> None:
         f"{file}: good. {len(config.models)} models on {replicas} replicas, "
         f"{len(config.teams)} teams, {len(config.keys)} keys"
     )
+    for finding in findings:
+        click.echo(finding.line())
+    if any(finding.problems for finding in findings):
+        sys.exit(_REPLICA_PROBLEM)
 
 
 @main.group()
@@ -224,7 +242,8 @@ def keys_new(name: str, team: str) -> None:
     click.echo(f"  - {{name: {_yaml(name)}, team: {_yaml(team)}, sha256: {key.sha256}}}")
 
 
-main.add_command(operator.limits)
+for command in (status.status, limits.limits, drain.drain, drain.undrain):
+    main.add_command(command)
 
 
 @main.command()

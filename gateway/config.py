@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.checks import problems
 from gateway.document import ConfigError, Document, Path, path_text
+from gateway.membership import in_file
 from gateway.reader import Reader, text_of, unwrapped
 from gateway.settings import (
     Caps,
@@ -22,13 +23,15 @@ from gateway.settings import (
 )
 from gateway.units import ADDRESS_SCHEMA, Address
 
-__all__ = ["ConfigError", "discovered", "load", "override", "read", "schema"]
+__all__ = ["ConfigError", "discovered", "load", "override", "read", "schema", "text"]
 
 _DEFAULT_BACKEND = "http://127.0.0.1:8000"
 _SHORT_FORMS: dict[str, dict[str, Any]] = {
     "Rate": {"type": "integer", "minimum": 1},
     "ReplicaSettings": {"type": "string", "format": "uri"},
 }
+#: What types cannot say: of these keys, a mapping has exactly one.
+_ONE_OF = {"ReplicaSettings": ("url", "dns", "file")}
 
 
 def load(source: str, text: str, environ: Mapping[str, str]) -> Config:
@@ -51,18 +54,21 @@ def load(source: str, text: str, environ: Mapping[str, str]) -> Config:
 
 def read(path: str, environ: Mapping[str, str]) -> Config:
     """The configuration in a file, `-` for standard input. Raises `ConfigError`."""
+    return load("standard input" if path == "-" else path, text(path), environ)
+
+
+def text(path: str) -> str:
+    """What a file says, `-` for standard input. Raises `ConfigError`."""
     source = "standard input" if path == "-" else path
     try:
         if path == "-":
-            text = sys.stdin.read()
-        else:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
+            return sys.stdin.read()
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except OSError as exc:
         raise ConfigError(f"{source}: {exc.strerror}") from None
     except ValueError:
         raise ConfigError(f"{source}: not a text in UTF-8") from None
-    return load(source, text, environ)
 
 
 def discovered(backends: Sequence[str], **overrides: Any) -> Config:
@@ -99,6 +105,8 @@ def schema() -> dict[str, Any]:
     for noun in Settings.__subclasses__():
         definitions[noun.__name__] = _as_written(noun, definitions[noun.__name__])
     definitions["Address"] = ADDRESS_SCHEMA
+    for name, keys in _ONE_OF.items():
+        definitions[name]["oneOf"] = [{"required": [key]} for key in keys]
     for name, short in _SHORT_FORMS.items():
         definitions[name] = {"anyOf": [short, definitions[name]]}
     used: dict[str, Any] = {}
@@ -125,7 +133,7 @@ def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Conf
         name: msgspec.structs.replace(
             model,
             replicas=tuple(
-                _with_key(replica, environ, ("models", name, "replicas", index), error)
+                _proven(replica, environ, ("models", name, "replicas", index), error)
                 for index, replica in enumerate(model.replicas)
             ),
         )
@@ -148,6 +156,19 @@ def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Conf
 
 def _named(given: tuple[str, ...] | None, names: Mapping[str, str]) -> tuple[str, ...] | None:
     return None if given is None else tuple(dict.fromkeys(names.get(n, n) for n in given))
+
+
+def _proven(
+    replica: ReplicaSettings, environ: Mapping[str, str], path: Path, error: _Error
+) -> ReplicaSettings:
+    """An entry with its credential; a list of servers that is of no use is refused at once."""
+    entry = _with_key(replica, environ, path, error)
+    if entry.file is not None:
+        try:
+            in_file(entry)
+        except ConfigError as exc:
+            raise error((*path, "file"), str(exc)) from None
+    return entry
 
 
 def _with_key(
@@ -207,9 +228,11 @@ def _text_form(node: Any) -> Any:
 
 
 def _default(wanted: Any, value: Any) -> Any:
-    """A default as people write it; None where it says nothing: null, or another noun's own."""
+    """A default as people write it; None where it says nothing: null, an empty text, or another
+    noun's own.
+    """
     bare, marks = unwrapped(wanted)
-    if value is None or isinstance(value, Settings):
+    if value in (None, "") or isinstance(value, Settings):
         return None
     if isinstance(value, tuple):
         return [str(item) for item in value]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from backends.base import Call
+from backends.base import Call, Demand
 from backends.errors import BackendError, ConnectFailed, NoReplica
+from backends.policies import BY_AFFINITY
 from backends.turn import Turn
 from gateway import accept, passing
 from gateway.account import Account
@@ -23,6 +24,7 @@ from gateway.salts import Salts
 from gateway.settings import Config
 from gateway.terms import Ask, Head, Principal, Record, Usage
 from gateway.wire.answer import Translator
+from gateway.wire.prefix import affinity
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Errand:
     principal: Principal
     ask: Ask
     body: bytes
+    demand: Demand
     route: Route
     translator: Translator
     reached: bool = False
@@ -128,7 +131,7 @@ class Exchange:
             )
             record.admitted = time.monotonic()
             self.reply.more_headers += endpoint.limit_lines(permit.standings) + permit.headers
-            errand = Errand(principal, ask, body, route, translator)
+            errand = Errand(principal, ask, body, permit.demand, route, translator)
             try:
                 await self._send(errand)
             finally:
@@ -187,7 +190,7 @@ class Exchange:
         relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone)
         self._caller.watcher = relay
         try:
-            with Turn(route.pool, ask.demand) as turn:
+            with Turn(route.pool, self._demand(errand)) as turn:
                 record.pool = route.pool.name
                 try:
                     await turn.send(call, relay)
@@ -202,6 +205,13 @@ class Exchange:
                 raise
             return exc
         return None
+
+    def _demand(self, errand: Errand) -> Demand:
+        """With its conversation, which costs time to tell, where the pool's policy wants that."""
+        if not isinstance(errand.route.pool.policy, BY_AFFINITY):
+            return errand.demand
+        told = affinity(self._endpoint.path, errand.ask.fields)
+        return replace(errand.demand, affinity=told)
 
     def _not_served(self, permit: Permit, errand: Errand, exc: BaseException) -> None:
         """What a request costs of whose answer the caller saw nothing, by whose doing that was."""

@@ -14,10 +14,12 @@ from typing import Any
 
 import msgspec
 
+from gateway.board import Work
 from gateway.channel import Channel, ChannelEnded, Handler, NotAnswered
 from gateway.metrics import Counts
 from gateway.settings import Config
-from gateway.worker import Start
+from gateway.start import Start
+from gateway.watch import Watch
 
 #: How long a worker may take to answer, in seconds; where it has to ask Redis, longer.
 _FRESH_WITHIN = 0.5
@@ -30,13 +32,14 @@ class Hired:
     Mutable state: `counts`, the newest it told; `ready`; `complaint`, why it cannot start.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel, watch: Watch) -> None:
         self.process = process
         self.channel = channel
         self.since = time.time()
         self.counts: Counts = {}
         self.ready = asyncio.Event()
         self.complaint: str | None = None
+        self._watch = watch
         channel.listen(self._handlers())
 
     def _handlers(self) -> Mapping[str, Handler]:
@@ -51,7 +54,23 @@ class Hired:
         async def metrics(counts: Counts) -> None:
             self.counts = counts
 
-        return {"ready": ready, "cannot_start": cannot_start, "metrics": metrics}
+        async def work(under_way: Work) -> None:
+            self._watch.work(self.channel, under_way)
+
+        async def blamed(death: list[str]) -> None:
+            self._watch.blamed(self.channel, death)
+
+        async def replicas(probed: str) -> None:
+            self._watch.replicas(probed)
+
+        return {
+            "ready": ready,
+            "cannot_start": cannot_start,
+            "metrics": metrics,
+            "work": work,
+            "blamed": blamed,
+            "replicas": replicas,
+        }
 
     @property
     def pid(self) -> int:
@@ -77,7 +96,9 @@ class Hired:
         return f"ended with status {code}"
 
 
-async def hire(config: Config, secret: str, sockets: Sequence[socket.socket]) -> Hired:
+async def hire(
+    config: Config, secret: str, sockets: Sequence[socket.socket], watch: Watch
+) -> Hired:
     """Start a worker on these sockets and tell it what it needs. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -85,7 +106,7 @@ async def hire(config: Config, secret: str, sockets: Sequence[socket.socket]) ->
         try:
             process = await asyncio.create_subprocess_exec(
                 # -P: the folder we happen to be in is no place to find the product.
-                *(sys.executable, "-P", "-m", "gateway.worker", str(theirs.fileno())),
+                *(sys.executable, "-P", "-m", "gateway.employed", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *numbers),
             )
@@ -95,4 +116,5 @@ async def hire(config: Config, secret: str, sockets: Sequence[socket.socket]) ->
     channel = await Channel.open(ours)
     level = logging.getLevelName(logging.getLogger("fairgate").getEffectiveLevel()).lower()
     channel.tell("start", msgspec.to_builtins(Start.of(config, secret, numbers, level)))
-    return Hired(process, channel)
+    watch.joined(channel)
+    return Hired(process, channel, watch)

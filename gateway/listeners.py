@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.admin import Workers, admin
+from gateway.admin import CUT, Workers, admin
 from gateway.settings import Config
 from gateway.units import Address
 
@@ -53,10 +54,26 @@ def server(app: Any, **settings: Any) -> Server:
     return Server(config)
 
 
+class AdminProtocol(HttpToolsProtocol):
+    """uvicorn's, whose applications may also break a connection off: ASGI has no word for that."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: Any = {CUT: self.transport.abort}
+        self.scope["extensions"] = extensions
+
+
 def admin_server(workers: Workers, config: Config) -> Server:
     """The server of the admin port."""
     app = admin(workers, config.admin_key_sha256)
-    return server(app, http="httptools", timeout_keep_alive=75)
+    return server(app, http=AdminProtocol, timeout_keep_alive=75)
+
+
+def cut(servers: Iterable[Server]) -> None:
+    """Break off every connection that is open there."""
+    for each in servers:
+        for connection in list(each.server_state.connections):
+            connection.transport.abort()
 
 
 def check_free(addresses: Iterable[Address]) -> None:

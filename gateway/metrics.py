@@ -7,6 +7,7 @@ is `other`, so that no caller can grow the series.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -138,13 +139,15 @@ class Metrics:
         counts["aborts"] = [([phase], [n]) for phase, n in self.aborts.items()]
         for name, histograms in (("seconds", self.seconds), ("first_event", self.first_event)):
             counts[name] = [(list(of), [*h.counts, h.sum]) for of, h in histograms.items()]
-        replicas = [
-            ([pool.name, replica.url], replica)
+        # Each once: pools of two configurations may share it.
+        replicas = {
+            (pool.name, id(replica)): ([pool.name, replica.url], replica)
             for pool in list(self._gauges.pools())[:MOST_VALUES]
             for replica in pool.replicas[:MOST_VALUES]
-        ]
+        }.values()
         counts["in_flight"] = [(labels, [replica.in_flight]) for labels, replica in replicas]
-        counts["up"] = [(labels, [int(r.last_error is None)]) for labels, r in replicas]
+        now = time.monotonic()
+        counts["up"] = [(labels, [int(r.serves(now))]) for labels, r in replicas]
         counts["unknown_fields"] = [([], [self.unknown_fields])]
         counts["log_lines_dropped"] = [([], [self.log_lines_dropped])]
         counts["loop_lag"] = [([], [self.loop_lag])]
@@ -219,6 +222,12 @@ FAMILIES = {
     "worker_restarts": Family(
         "fairgate_worker_restarts", "Serving processes that ended by themselves."
     ),
+    "config_reloads": Family(
+        "fairgate_config_reloads", "New configurations read while running.", ("result",)
+    ),
+    "config_last_reload_successful": _gauge(
+        "fairgate_config_last_reload_successful", "0 while the newest one was refused."
+    ),
     "seconds": Family(
         "fairgate_request_seconds", "From head to last byte.", _PATH, HistogramMetricFamily
     ),
@@ -229,7 +238,9 @@ FAMILIES = {
         HistogramMetricFamily,
     ),
     "in_flight": _gauge("fairgate_in_flight", "Requests under way.", _REPLICA),
-    "up": _gauge("fairgate_replica_up", "1 unless its last attempt failed.", _REPLICA, combine=min),
+    "up": _gauge(
+        "fairgate_replica_up", "1 unless it is ejected or drained.", _REPLICA, combine=min
+    ),
     "limits_degraded": _gauge("fairgate_limits_degraded", "1 while Redis is away.", combine=max),
     "loop_lag": _gauge(
         "fairgate_event_loop_lag_seconds", "How late the event loop last woke.", combine=max

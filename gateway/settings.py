@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,6 +35,7 @@ from gateway.units import (
     Seconds,
     SecondsOrZero,
     Text,
+    is_address,
     server_url,
     written,
 )
@@ -220,46 +221,75 @@ class Timeouts(Settings, frozen=True, kw_only=True):
 
 
 class ReplicaSettings(Settings, frozen=True, kw_only=True):
-    """One server of a pool, written as its URL, or with its settings.
+    """A server of a pool, written as its URL, or with its settings; or several, by `dns` or `file`.
 
-    `url` is canonical: the origin where the base path is `/v1`. Raises `ValueError` on a bad one.
+    URLs are canonical: the origin where the base path is `/v1`. An address of `dns` has its own URL
+    here, and the name it is asked by as `server_name`. Raises `ValueError` on a bad one.
     """
 
-    internal: ClassVar[frozenset[str]] = frozenset({"api_key"})
+    internal: ClassVar[frozenset[str]] = frozenset({"api_key", "server_name"})
     secrets: ClassVar[frozenset[str]] = frozenset({"api_key"})
 
-    url: NonEmpty
+    url: NonEmpty = ""
+    dns: NonEmpty | None = None
+    file: NonEmpty | None = None
     weight: Positive = 1
     concurrency: Positive | None = None
     api_key_env: EnvironmentName | None = None
     ca_file: NonEmpty | None = None
     insecure: bool = False
     api_key: str | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "url", server_url(self.url))
+        given = [name for name in ("url", "dns", "file") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"wanted one of url, dns and file; given {' and '.join(given) or 'none'}"
+            )
+        if self.url:
+            msgspec.structs.force_setattr(self, "url", server_url(self.url))
+        if self.dns is not None:
+            msgspec.structs.force_setattr(self, "dns", server_url(self.dns))
+            if is_address(self.host):
+                raise ValueError("dns wants a name in its URL; an address stands under url")
+
+    @property
+    def place(self) -> str:
+        """Where the servers are, as it is written."""
+        return self.url or self.dns or f"file {self.file}"
 
     @property
     def scheme(self) -> str:
-        return urlsplit(self.url).scheme
+        return self._parts.scheme
 
     @property
     def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
+        """What the server is called: in its URL, in requests and in its certificate."""
+        return self.server_name or self._parts.hostname or ""
+
+    @property
+    def address(self) -> str:
+        """Where it is, where its name is that of several; else empty."""
+        return (self._parts.hostname or "") if self.server_name else ""
 
     @property
     def port(self) -> int:
-        return urlsplit(self.url).port or (443 if self.scheme == "https" else 80)
+        return self._parts.port or (443 if self.scheme == "https" else 80)
 
     @property
     def base(self) -> str:
         """The path before `/chat/completions`, without a slash at its end."""
-        return urlsplit(self.url).path or "/v1"
+        return self._parts.path or "/v1"
+
+    @property
+    def _parts(self) -> SplitResult:
+        return urlsplit(self.url or self.dns or "")
 
 
 WrittenReplica = Annotated[
     ReplicaSettings,
-    Text("a URL or a mapping with url", lambda url: ReplicaSettings(url=url)),
+    Text("a URL or a mapping with url, dns or file", lambda url: ReplicaSettings(url=url)),
 ]
 
 

@@ -18,11 +18,15 @@ from typing import Any
 import uvloop
 
 from gateway import status
+from gateway.channel import ChannelEnded, NotAnswered
 from gateway.hired import REDIS_WITHIN, Hired, hire
 from gateway.limits.report import Told
-from gateway.listeners import CannotStart, admin_server, bound, shown
+from gateway.listeners import CannotStart, admin_server, bound, cut, shown
 from gateway.metrics import Sum, render
+from gateway.reload import Reloads, Source
 from gateway.settings import Config
+from gateway.start import packed
+from gateway.watch import Watch
 
 logger = logging.getLogger("fairgate")
 
@@ -32,6 +36,10 @@ _SOON = 10.0
 _READY_WITHIN = 60.0
 #: How long a worker may take beyond `drain`, or once it was told to hurry, before it is killed.
 _FAREWELL = 5.0
+#: How long a worker may take to take over a new configuration.
+_RELOADED_WITHIN = 10.0
+#: How long a worker may take to take a replica out: one that starts is busy for a while.
+_DRAINED_WITHIN = 5.0
 _NO_WORKER: Told = (503, {"error": "no worker answers; ask again"})
 
 
@@ -68,6 +76,7 @@ class Place:
                 await self._employ(hired)
             finally:
                 self.hired = None
+                supervisor.watch.left(hired.channel)
                 supervisor.ended.add(hired.counts, ended=True)
             lived = time.time() - hired.since
             if lived >= _SOON:
@@ -122,7 +131,7 @@ class Supervisor:
     `_hurry`, what it was told; `_started`, whether all were ready once.
     """
 
-    def __init__(self, config: Config, secret: str) -> None:
+    def __init__(self, config: Config, secret: str, source: Source | None = None) -> None:
         self.config = config
         self.admin_address: str | None = None
         self.places: list[Place] = []
@@ -130,6 +139,8 @@ class Supervisor:
         self.stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._started = False
+        self.reloads = Reloads(source, config, self.reload, self._why_no_reload)
+        self.watch = Watch()
         self._secret = secret
         self._sockets: Sequence[socket.socket] = ()
         self._loop = asyncio.get_running_loop()
@@ -157,7 +168,11 @@ class Supervisor:
 
     async def hire(self) -> Hired:
         """A worker more. Raises OSError."""
-        return await hire(self.config, self._secret, self._sockets)
+        config = self.config
+        hired = await hire(config, self._secret, self._sockets, self.watch)
+        if config is not self.config:  # there is another one since then
+            hired.channel.tell("reload", packed(self.config))
+        return hired
 
     # The admin port's `Workers`
 
@@ -174,6 +189,7 @@ class Supervisor:
                 *(hired.counts for hired in self.workers),
                 self.ended.counts(),
                 {"worker_restarts": [([], [restarts])]},
+                self.reloads.counts(),
             ]
         )
 
@@ -210,10 +226,23 @@ class Supervisor:
         told = await self.ask("reset_limits", {"key": key, "team": team}, REDIS_WITHIN)
         return max(((one[0], one[1]) for one in told), key=lambda t: t[0], default=_NO_WORKER)
 
+    async def drain(self, url: str, out: bool | None) -> Told:
+        """By every worker, and by those that come later."""
+        if out is not None:  # kept first: one may be hired while the others are asked
+            (self.watch.drained.add if out else self.watch.drained.discard)(url)
+        asked = len(self.workers)
+        told = await self.ask("drain", {"url": url, "out": out}, _DRAINED_WITHIN)
+        whole = status.drained_by_all(told, asked - len(told))
+        if whole[0] == 404:
+            self.watch.drained.discard(url)
+        return whole
+
     # Its life
 
     async def run(self, started: Callable[[list[str]], None]) -> None:
         """Serve until a signal, then end gracefully. Raises CannotStart."""
+        if self.reloads.source is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self.reloads.ask)
         async with self.serving() as addresses:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._loop.add_signal_handler(number, self.stop)
@@ -234,11 +263,45 @@ class Supervisor:
             addresses = [shown(*e) for e in zip(self.config.listen, self._sockets, strict=True)]
             async with self._administered(held):
                 self.places = [Place(self) for _ in range(self.config.workers)]
+                tasks = [
+                    self._loop.create_task(each) for each in (self._reloading(), self.watch.run())
+                ]
                 try:
                     await self._all_ready()
                     yield addresses
                 finally:
                     await self._end()
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def reload(self, config: Config) -> None:
+        """Every worker serves what comes from now on by another configuration."""
+        self.config = config  # of those who are hired from here on
+        settings = packed(config)
+        await asyncio.gather(*(self._renew(hired, settings) for hired in self.workers))
+
+    async def _renew(self, hired: Hired, settings: str) -> None:
+        within = _RELOADED_WITHIN if hired.ready.is_set() else _READY_WITHIN
+        try:
+            await hired.channel.ask("reload", settings, timeout=within)
+        except ChannelEnded:
+            pass  # it died; the next one begins with the new configuration
+        except NotAnswered as exc:
+            logger.error("worker %d cannot take the new configuration: %s", hired.pid, exc)
+            hired.channel.tell("stop")
+        except TimeoutError:
+            logger.error("worker %d did not take the new configuration in time", hired.pid)
+            hired.kill()
+
+    def _why_no_reload(self) -> str:
+        if self.stopping.is_set():
+            return "the gateway is stopping"
+        return "" if self._started else "the gateway is starting; it is read again when it runs"
+
+    async def _reloading(self) -> None:
+        await asyncio.gather(*(place.first for place in self.places))
+        await self.reloads.run()
 
     async def _all_ready(self) -> None:
         firsts = {place.first for place in self.places}
@@ -265,8 +328,7 @@ class Supervisor:
             yield
         finally:
             server.should_exit = server.force_exit = True
-            for connection in list(server.server_state.connections):
-                connection.transport.abort()
+            cut([server])
             await serving
 
     async def _end(self) -> None:
@@ -303,10 +365,10 @@ async def _first_of(*waits: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def run(config: Config, secret: str, started: Callable[[list[str]], None]) -> None:
+def run(config: Config, secret: str, started: Callable[[list[str]], None], source: Source) -> None:
     """Serve with `config.workers` processes until told to end. Raises CannotStart."""
 
     async def serve() -> None:
-        await Supervisor(config, secret).run(started)
+        await Supervisor(config, secret, source).run(started)
 
     uvloop.run(serve())

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from msgspec import Raw, Struct
 
-from backends.base import Demand
-
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -75,7 +73,6 @@ class Ask:
     model: str
     stream: bool
     fields: dict[str, Raw]
-    demand: Demand = field(default_factory=Demand)
     wants_usage: bool = False
 
 

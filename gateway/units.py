@@ -108,6 +108,14 @@ def size_text(value: int) -> str:
     return f"{value // _SIZE[unit]}{unit}"
 
 
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host reaches only this machine; a name other than `localhost` never counts."""
     try:

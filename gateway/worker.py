@@ -1,7 +1,6 @@
 """One serving process: what it does while it lives, and a graceful end.
 
-Alone it is the whole gateway (`run`). Started by the supervisor as one of several (`main`) it is
-given its configuration and its sockets over a channel, and told there when to end.
+Alone it is the whole gateway (`run`); as one of several it is `employed`.
 """
 
 from __future__ import annotations
@@ -11,40 +10,37 @@ import contextlib
 import gc
 import logging
 import os
-import pickle
 import resource
 import signal
 import socket
-import ssl
 import sys
 import time
-from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-import msgspec
 import uvloop
 
-from backends.guard import die_with_parent
 from gateway import status
-from gateway.app import App, State
-from gateway.channel import Channel, ChannelEnded, Handler
+from gateway.app import State
+from gateway.board import Board
 from gateway.composition import Composition
 from gateway.errors import Draining
-from gateway.front import Door, Front
+from gateway.fleet import BadFile
 from gateway.limits.redis import BadUrl
 from gateway.limits.report import Told
-from gateway.listeners import CannotStart, Server, admin_server, bound, server, shown
-from gateway.logs import LineLog, set_up_diagnostics, tell_of_fault
+from gateway.listeners import CannotStart, Server, admin_server, bound, cut, shown
+from gateway.logs import LineLog, tell_of_fault
 from gateway.metrics import Counts, render
+from gateway.port import DataPort
+from gateway.reload import Reloads, Source
 from gateway.settings import Config
+from gateway.watch import alone
+from gateway.watchdog import Watchdog
 
 logger = logging.getLogger("fairgate")
 
 #: Descriptors left for logs, listeners, the admin port and libraries.
 _SPARE_DESCRIPTORS = 64
-_LAG_EVERY = 0.5
-_COUNTS_EVERY = 1.0
 _FAREWELL = 1.0
 _LAST_SETTLEMENTS = 2.0
 
@@ -54,7 +50,9 @@ class Worker:
     to `hurry`; the tasks it holds.
     """
 
-    def __init__(self, config: Config, secret: str, log_fd: int) -> None:
+    def __init__(
+        self, config: Config, secret: str, log_fd: int, source: Source | None = None
+    ) -> None:
         self.config = config
         self.state = State()
         self.admin_address: str | None = None
@@ -66,6 +64,15 @@ class Worker:
             self.composition = Composition(config, secret, self._log, time.monotonic)
         except BadUrl as exc:
             raise CannotStart(f"redis: {exc}") from None
+        except BadFile as exc:
+            raise CannotStart(str(exc)) from None
+        self.board = Board(
+            lambda: [replica for replica, _ in self.composition.replicas()],
+            self.composition.means.quarantine,
+            time.monotonic,
+        )
+        self.reloads = Reloads(source, config, self.reload, self._why_no_reload)
+        self._data: DataPort | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # The admin port's `Workers`, of one
@@ -75,7 +82,7 @@ class Worker:
         return self.state.ready
 
     async def metrics(self) -> bytes:
-        return render([self.counts()])
+        return render([self.counts(), self.reloads.counts()])
 
     async def status(self) -> dict[str, Any]:
         told = status.of_worker(self.composition)
@@ -87,6 +94,11 @@ class Worker:
 
     async def reset_limits(self, key: str | None, team: str | None) -> Told:
         return await self.composition.report.reset(key, team)
+
+    async def drain(self, url: str, out: bool | None) -> Told:
+        if out is not None:
+            self.board.drain(url, out)
+        return status.drained(self.composition.routes, url)
 
     def counts(self) -> Counts:
         """What it has counted so far, and its gauges."""
@@ -102,6 +114,8 @@ class Worker:
 
     async def run(self, started: Callable[[list[str]], None]) -> None:
         """Serve until a signal, then end gracefully. Raises CannotStart."""
+        if self.reloads.source is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self.reloads.ask)
         async with self.serving() as addresses:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._loop.add_signal_handler(number, self.stop)
@@ -118,6 +132,22 @@ class Worker:
         """End at once."""
         self.stop()
         self._hurry.set()
+
+    async def reload(self, config: Config) -> None:
+        """Serve what comes from now on by another configuration. Raises BadFile."""
+        if config != self.config:
+            self.composition.reload(config)
+            self.config = config
+        if self._data is not None:
+            self._data.renew(self.composition.gateway)
+
+    async def probe(self) -> None:
+        """Ask the engines how they are, until cancelled: alone, nobody else does."""
+        await alone(self.board, self.composition.replicas)
+
+    def _why_no_reload(self) -> str:
+        why = "" if self.state.ready else "the gateway is starting; it is read again when it runs"
+        return "the gateway is stopping" if self._stop.is_set() else why
 
     async def stopped(self) -> None:
         """Wait until it was told to stop."""
@@ -138,6 +168,8 @@ class Worker:
             serving = [self.hold(each.serve(sockets=at)) for each, at in servers]
             await self._learnt()
             self.state.ready = True
+            self.hold(self.reloads.run())
+            self.hold(self.probe())
             try:
                 yield [shown(*each) for each in zip(self.config.listen, sockets, strict=True)]
             finally:
@@ -162,9 +194,10 @@ class Worker:
         """The server of the data port, not listening yet. Raises CannotStart."""
         self._loop.set_exception_handler(tell_of_fault)
         allowed = raise_descriptor_limit()
-        most = self.config.bounds.connections or max(16, (allowed - _SPARE_DESCRIPTORS) // 2)
-        logger.info("up to %d connections (%d file descriptors)", most, allowed)
-        return self._data_server(most)
+        most = max(16, (allowed - _SPARE_DESCRIPTORS) // 2)
+        self._data = DataPort(self.composition.gateway, self.state, most)
+        logger.info("up to %d connections (%d file descriptors)", self._data.most, allowed)
+        return self._data.server
 
     async def _learnt(self) -> None:
         """Until every server was asked once and Redis was looked for, but not for long."""
@@ -173,7 +206,7 @@ class Worker:
             self.hold(self.composition.courier.run())
         first_round = asyncio.Event()
         self.hold(self.composition.learn(first_round.set))
-        self.hold(self._measure_lag())
+        self.hold(Watchdog().run(self._lagged))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timeouts.connect * 2):
                 await first_round.wait()
@@ -199,11 +232,12 @@ class Worker:
             await self._pause(0.05)
         for exchange in list(live):
             exchange.end(Draining("The gateway is stopping; please send the request again."))
+        # Who watches the drain at the admin port sees it to here, and never holds up the end.
+        cut([each for each in servers if each is not data])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL):
                 await asyncio.wait(serving)
-        for connection in list(data.server_state.connections):
-            connection.transport.abort()
+        cut(servers)
         for each in servers:
             each.force_exit = True
         for task in self._tasks:
@@ -219,35 +253,15 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
 
-    async def _measure_lag(self) -> None:
-        while True:
-            due = self._loop.time() + _LAG_EVERY
-            await asyncio.sleep(_LAG_EVERY)
-            self.composition.metrics.loop_lag = max(0.0, self._loop.time() - due)
-
-    def _data_server(self, connections: int) -> Server:
-        config, times, bounds = self.config, self.config.timeouts, self.config.bounds
-        door = Door(
-            header_timeout=times.header,
-            header_bytes=bounds.header,
-            header_fields=bounds.header_fields,
-            connections=connections,
-        )
-        return server(
-            App(self.composition.gateway, self.state, time.monotonic),
-            http=type("ConfiguredFront", (Front,), {"door": door}),
-            timeout_keep_alive=times.keep_alive,
-            ssl_certfile=config.tls.cert_file,
-            ssl_keyfile=config.tls.key_file,
-            ssl_version=ssl.PROTOCOL_TLS_SERVER,
-        )
+    def _lagged(self, seconds: float) -> None:
+        self.composition.metrics.loop_lag = seconds
 
 
-def run(config: Config, secret: str, started: Callable[[list[str]], None]) -> None:
+def run(config: Config, secret: str, started: Callable[[list[str]], None], source: Source) -> None:
     """Serve in this process until told to end. Raises CannotStart."""
 
     async def serve() -> None:
-        await Worker(config, secret, sys.stdout.fileno()).run(started)
+        await Worker(config, secret, sys.stdout.fileno(), source).run(started)
 
     uvloop.run(serve())
 
@@ -271,107 +285,3 @@ def raise_descriptor_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             return hard
     return soft
-
-
-# As one of several
-
-
-class Start(msgspec.Struct):
-    """The supervisor's first word. `sockets` are inherited descriptors to listen on.
-
-    `settings` are a pickled `Config`: it holds types that JSON has not, and both ends are ours.
-    """
-
-    settings: str
-    secret: str
-    sockets: list[int]
-    log_level: str
-
-    @classmethod
-    def of(cls, config: Config, secret: str, sockets: list[int], log_level: str) -> Start:
-        return cls(b64encode(pickle.dumps(config)).decode(), secret, sockets, log_level)
-
-    @property
-    def config(self) -> Config:
-        config: Config = pickle.loads(b64decode(self.settings))
-        return config
-
-
-def handlers(worker: Worker) -> dict[str, Handler]:
-    """What the supervisor may ask of a worker, or tell it, by name. Another: a line here."""
-
-    async def metrics(_: Any) -> Counts:
-        return worker.counts()
-
-    async def told(_: Any) -> dict[str, Any]:
-        return {"ready": worker.ready, **status.of_worker(worker.composition)}
-
-    async def limits(owner: dict[str, Any]) -> Told:
-        return await worker.limits(**owner)
-
-    async def reset_limits(owner: dict[str, Any]) -> Told:
-        return await worker.reset_limits(**owner)
-
-    async def stop(_: Any) -> None:
-        worker.stop()
-
-    async def hurry(_: Any) -> None:
-        worker.hurry()
-
-    return {
-        "metrics": metrics,
-        "status": told,
-        "limits": limits,
-        "reset_limits": reset_limits,
-        "stop": stop,
-        "hurry": hurry,
-    }
-
-
-async def work(channel: Channel) -> None:
-    """Serve as the other end of `channel` says, until it says stop or is gone."""
-    start = msgspec.convert(await channel.first(), Start)
-    set_up_diagnostics(start.log_level)
-    worker = Worker(start.config, start.secret, sys.stdout.fileno())
-    channel.listen(handlers(worker))
-    sockets = [socket.socket(fileno=number) for number in start.sockets]
-
-    async def stop_with_channel() -> None:
-        await channel.ended.wait()
-        worker.stop()
-
-    async def push() -> None:
-        while True:
-            channel.tell("metrics", worker.counts())
-            await channel.drained()
-            await asyncio.sleep(_COUNTS_EVERY)
-
-    try:
-        worker.hold(stop_with_channel())
-        async with worker.serving_among(sockets):
-            worker.hold(push())
-            channel.tell("ready")
-            await worker.stopped()
-        channel.tell("metrics", worker.counts())
-    except CannotStart as exc:
-        channel.tell("cannot_start", str(exc))
-    finally:
-        await channel.close()
-
-
-def main() -> None:
-    """`python -m gateway.worker FD`: a worker of the supervisor at the other end of `FD`."""
-    # The whole group gets a Ctrl-C, and the whole service a SIGTERM: the supervisor tells us.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
-
-    async def serve() -> None:
-        with contextlib.suppress(ChannelEnded):
-            await work(await Channel.open(socket.socket(fileno=int(sys.argv[1]))))
-
-    uvloop.run(serve())
-
-
-if __name__ == "__main__":
-    main()

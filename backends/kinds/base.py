@@ -23,6 +23,7 @@ class OpenAIFamily:
 
     name = ""
     paths: frozenset[str] = frozenset()
+    figures: str | None = None
 
     def prepare(self, call: Call, replica: Replica) -> bytes:
         head = replica.heads.get(call.path)

@@ -7,6 +7,7 @@ from backends.kinds.base import OpenAIFamily
 
 class VLLM(OpenAIFamily):
     name = "vllm"
+    figures: str | None = "/metrics"
     paths = frozenset(
         {
             "/v1/chat/completions",

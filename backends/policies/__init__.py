@@ -6,6 +6,13 @@ from collections.abc import Callable
 
 from backends.base import Policy
 from backends.policies.least_busy import LeastBusy
+from backends.policies.prefix_affinity import PrefixAffinity
 from backends.policies.round_robin import RoundRobin
 
-POLICIES: dict[str, Callable[[], Policy]] = {"least_busy": LeastBusy, "round_robin": RoundRobin}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "least_busy": LeastBusy,
+    "round_robin": RoundRobin,
+    "prefix_affinity": PrefixAffinity,
+}
+#: Those that judge by `demand.affinity`. It costs time to compute: no other is given any.
+BY_AFFINITY = (PrefixAffinity,)

@@ -1,22 +1,21 @@
-"""The replica with the fewest requests under way for its weight."""
+"""The replica with the fewest outstanding prompt and output tokens for its share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from backends.base import Demand, Replica
+from backends.policies.base import Scales
 
 
 class LeastBusy:
-    """Mutable state: `_turn`, so that equally busy replicas are used in turn."""
+    """Needs no word on how fast a replica is: a slow one keeps its work longer, so it gets less.
+
+    Mutable state: that of its scales.
+    """
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._scales = Scales()
 
     def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica:
-        if len(replicas) == 1:
-            return replicas[0]
-        self._turn += 1
-        start = self._turn % len(replicas)
-        order = (*replicas[start:], *replicas[:start])
-        return min(order, key=lambda replica: (replica.in_flight + 1) / replica.weight)
+        return self._scales.lightest(replicas, demand, now)

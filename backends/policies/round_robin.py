@@ -1,4 +1,4 @@
-"""Each replica in its turn, as often as its weight says (smooth weighted round robin, nginx)."""
+"""Each replica in its turn, as often as its share says (smooth weighted round robin, nginx)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ class RoundRobin:
         self._credit: dict[str, float] = {}
 
     def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica:
+        whole = 0.0
         for replica in replicas:
-            self._credit[replica.url] = self._credit.get(replica.url, 0.0) + replica.weight
+            share = replica.share(now)
+            self._credit[replica.url] = self._credit.get(replica.url, 0.0) + share
+            whole += share
         chosen = max(replicas, key=lambda replica: self._credit[replica.url])
-        self._credit[chosen.url] -= sum(replica.weight for replica in replicas)
+        self._credit[chosen.url] -= whole
         return chosen

@@ -116,6 +116,9 @@ class Reading:
                 f"speak {self.path}; ask for it on /v1/chat/completions.",
                 "model",
             )
+        unfit = len(route.pool.unfit(self.path))
+        if unfit and unfit == len(route.pool.replicas):
+            raise InvalidRequest(f"No server of the model `{ask.model}` has {self.path}.", "model")
         keep = route.pool.kind.name != "vllm"
         passed, carried = fields.checked(self.path, ask.fields, allowed, keep_unknown=keep)
         limit = self._limit_output(passed, allowed) if self.output_limits else 0

@@ -45,15 +45,18 @@ class Form(IntEnum):
 
 
 class Rule:
-    """One limit of one owner, such as 500,000 tokens a minute of team search. Never changes.
+    """One limit of one owner, such as 500,000 tokens a minute of team search.
 
     `key` names it in every store and stays the same as long as its owner's name and its window do.
     `limit` is what may pass in a window, `burst` a bucket's size (elsewhere the limit again).
     Of a bucket, one claimed unit raises the level by `unit`, a microsecond lowers it by `drain`,
     and `room` is the highest level. Of a window, `width` is its length in microseconds, 0 a month.
+
+    Mutable state: `limit`, `burst` and what follows from them, which a new configuration changes.
     """
 
     __slots__ = (
+        "__weakref__",
         *("burst", "counted", "drain", "form", "key", "limit", "name", "owner", "params", "room"),
         *("scope", "unit", "width", "window"),
     )
@@ -71,22 +74,26 @@ class Rule:
         self.owner = tuple(owner)
         self.counted = counted
         self.window = window
-        self.limit = limit
-        self.burst = limit if burst is None else burst
         self.name = counted if window is None else f"{counted}_per_{window}"
         # Quoted, so that no owner's name can look like another's.
         self.key = f"{scope}:{'/'.join(quote(o, safe='') for o in owner)}:{self.name}"
+        self.allow(limit, burst)
+
+    def allow(self, limit: int, burst: int | None = None) -> None:
+        """Let so many pass from now on. What was counted stays; the stores see to that."""
+        self.limit = limit
+        self.burst = limit if burst is None else burst
         self.unit = self.drain = self.room = self.width = 0
-        if window is None:
+        if self.window is None:
             self.form = Form.SLOTS
-        elif window in ("second", "minute"):
+        elif self.window in ("second", "minute"):
             self.form = Form.BUCKET
-            shared = math.gcd(WIDTH[window], limit)
-            self.unit, self.drain = WIDTH[window] // shared, limit // shared
+            shared = math.gcd(WIDTH[self.window], limit)
+            self.unit, self.drain = WIDTH[self.window] // shared, limit // shared
             self.room = self.burst * self.unit
         else:
             self.form = Form.WINDOW
-            self.width = WIDTH[window]
+            self.width = WIDTH[self.window]
         #: What the scripts are told of it.
         self.params = (self.form, self.unit, self.drain, self.room, limit, self.width)
 

@@ -106,7 +106,7 @@ class Courier:
         self._settlements: deque[Settlement] = deque()
         self._live: dict[str, Held] = {}
         self._owed: Counter[Rule] = Counter()
-        self._seen: dict[Rule, tuple[Level, int]] = {}
+        self._seen: dict[Rule, tuple[Level, int, int]] = {}
         self._renew_at = 0.0
 
     @property
@@ -247,7 +247,7 @@ class Courier:
     def _deliver(self, claim: Claim, waiting: asyncio.Future[Decision], decision: Decision) -> None:
         at = self._now()
         for (rule, _), level in zip(claim.lines, decision.levels, strict=True):
-            self._seen[rule] = (level, at)
+            self._seen[rule] = (level, at, rule.limit)
         if decision.refused is None:
             self._live[claim.id] = Held(claim, local=False, stored=True)
             if waiting.cancelled():
@@ -371,8 +371,9 @@ class Courier:
         """What decides here in mode `local`: a share of each rule, from the level last seen."""
         if self._memory is None and self._mode == "local":
             self._memory = Memory(self._now, max(self._workers, self._store.workers))
-            for rule, (level, at) in self._seen.items():
-                self._memory.begin(rule, level, at)
+            for rule, ((left, reset), at, limit) in self._seen.items():
+                # Where the limit changed since then, what was used stays used.
+                self._memory.begin(rule, (left + rule.limit - limit, reset), at)
             for held in self._live.values():
                 self._memory.hold(held.claim.lines)
         return self._memory

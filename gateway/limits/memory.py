@@ -32,14 +32,15 @@ class State:
     """What one rule has counted.
 
     Mutable state: `amount`, a bucket's level as of `since`, a window's count, or the slots taken;
-    `since`, of a window its beginning.
+    `since`, of a window its beginning; `scale`, a bucket's unit and drain that its level is by.
     """
 
-    __slots__ = ("amount", "since")
+    __slots__ = ("amount", "scale", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, rule: Rule) -> None:
         self.amount = 0
         self.since = 0
+        self.scale = (rule.unit, rule.drain)
 
 
 class Memory:
@@ -66,7 +67,7 @@ class Memory:
         for rule, amount in claim.lines:
             state = self._states.get(rule.key)
             if state is None:
-                state = self._states[rule.key] = State()
+                state = self._states[rule.key] = State(rule)
             amount *= share
             if rule.form is _BUCKET:
                 amount *= rule.unit
@@ -100,7 +101,7 @@ class Memory:
         for rule, reserved, used in lines:
             state = self._states.get(rule.key)
             if state is None:
-                state = self._states[rule.key] = State()
+                state = self._states[rule.key] = State(rule)
             if rule.form is _SLOTS:
                 state.amount = max(0, state.amount - reserved * self._share)
             elif used != reserved:
@@ -117,7 +118,7 @@ class Memory:
 
     def begin(self, rule: Rule, level: Level, at: int) -> None:
         """Go on from what was left of a rule `at` a time (microseconds of this store's clock)."""
-        state = self._states[rule.key] = State()
+        state = self._states[rule.key] = State(rule)
         left, reset = level
         if rule.form is _BUCKET:
             state.amount, state.since = reset * rule.drain, at
@@ -128,7 +129,7 @@ class Memory:
         """Count the slots of a request that another store let in."""
         for rule, slots in lines:
             if rule.form is _SLOTS:
-                state = self._states.setdefault(rule.key, State())
+                state = self._states.setdefault(rule.key, State(rule))
                 state.amount += slots * self._share
 
     def levels(self, rules: Sequence[Rule]) -> Sequence[Level]:
@@ -138,7 +139,7 @@ class Memory:
     def _looked_up(self, rule: Rule, now: int) -> Level:
         state = self._states.get(rule.key)
         if state is None:
-            state = State()
+            state = State(rule)
         if rule.form is _BUCKET:
             _drain(rule, state, now)
         elif rule.form is _WINDOW:
@@ -153,9 +154,19 @@ class Memory:
 
 
 def _drain(rule: Rule, state: State, now: int) -> None:
+    if state.scale[1] != rule.drain or state.scale[0] != rule.unit:
+        _rescale(rule, state, now)
     level = state.amount - (now - state.since) * rule.drain
     state.amount = level if level > 0 else 0
     state.since = now
+
+
+def _rescale(rule: Rule, state: State, now: int) -> None:
+    """Its limit changed: as much is used as was, but of a lower limit no more than all of it."""
+    unit, drain = state.scale
+    level = max(0, state.amount - (now - state.since) * drain)
+    state.amount = min(-(-level * rule.unit // unit), rule.room)
+    state.since, state.scale = now, (rule.unit, rule.drain)
 
 
 def _turn(rule: Rule, state: State, now: int) -> None:

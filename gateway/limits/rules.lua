@@ -7,8 +7,8 @@
 -- a bucket's level and room in the rule's own unit; counts, amounts and slots are numbers of
 -- requests or tokens. All are whole numbers below 2^53, which Lua's doubles hold exactly.
 --
--- Kept under a rule's key: a bucket's 'level:since when', a window's 'count:its beginning', or
--- the sorted set of leases, each with the time it ends. Everything expires.
+-- Kept under a rule's key: a bucket's 'level:since when:unit:drain', a window's 'count:its beginning',
+-- or the sorted set of leases, each with the time it ends. Everything expires.
 
 local BUCKET, WINDOW, SLOTS = 0, 1, 2
 local DAY = 86400000000
@@ -60,10 +60,15 @@ for i, given in ipairs(input[1]) do
     key = KEYS[i], form = given[1], unit = given[2], drain = given[3], room = given[4],
     limit = given[5],
   }
-  local first, second = string.match(kept[i] or '', '^(%d+):(%d+)$')
+  local first, second, unit, drain = string.match(kept[i] or '', '^(%d+):(%d+):?(%d*):?(%d*)$')
   first, second = tonumber(first) or 0, tonumber(second) or 0
   if rule.form == BUCKET then
-    rule.level = math.max(0, first - math.max(0, now - second) * rule.drain)
+    unit, drain = tonumber(unit) or rule.unit, tonumber(drain) or rule.drain
+    rule.level = math.max(0, first - math.max(0, now - second) * drain)
+    if unit ~= rule.unit or drain ~= rule.drain then
+      -- Its limit changed: as much is used as was, but of a lower limit no more than all of it.
+      rule.level = math.min(math.ceil(rule.level * (rule.unit / unit)), rule.room)
+    end
   elseif rule.form == WINDOW then
     -- A clock that went back must not empty what is counted.
     rule.start, rule.ends = window(given[6], math.max(now, second))
@@ -110,8 +115,8 @@ local function write()
       end
     elseif rule.changed and rule.form == BUCKET then
       local lasts = math.ceil(rule.level / rule.drain / 1000) + LONGER
-      redis.call('SET', rule.key, string.format('%.0f:%.0f', rule.level, now),
-        'PX', string.format('%.0f', lasts))
+      local level = string.format('%.0f:%.0f:%.0f:%.0f', rule.level, now, rule.unit, rule.drain)
+      redis.call('SET', rule.key, level, 'PX', string.format('%.0f', lasts))
     elseif rule.changed then
       local lasts = math.ceil((rule.ends - now) / 1000) + LONGER
       redis.call('SET', rule.key, string.format('%.0f:%.0f', rule.count, rule.start),

@@ -11,6 +11,7 @@ ended; tests/fakes/process.py starts it that way.
 
 import argparse
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from tests.fakes.script import (
     Received,
     Rst,
     Script,
+    Send,
     Sleep,
     Step,
     Wait,
@@ -248,14 +250,21 @@ def named(name: str) -> Answerer:
     """The script of that name, for an engine in a process of its own.
 
     `vllm` is no script at all; `slow_stream` a chat event each 20 ms for ever; `after_offset:N` the
-    default stream up to exactly N bytes of its body, then silence.
+    default stream up to exactly N bytes of its body, then silence; `until:P` every answer up to its
+    phase P (see `begun`), then silence; `dies_of:WORD` ends the process at a body with that word.
     """
     kind, _, offset = name.partition(":")
-    if kind not in ("vllm", "slow_stream", "after_offset"):
+    if kind not in ("vllm", "slow_stream", "after_offset", "until", "dies_of"):
         raise ValueError(f"no script {name!r}")
 
     def answer(request: Received) -> Iterable[Step] | None:
         if request.method != "POST" or kind == "vllm":
+            return None
+        if kind == "until":
+            return [*begun(request, offset), Hang()]
+        if kind == "dies_of":
+            if offset.encode() in request.body:
+                os._exit(1)
             return None
         steps = Vllm(("tiny",), None).answer(request)
         events = [step.data for step in steps if isinstance(step, Chunk)]
@@ -264,6 +273,17 @@ def named(name: str) -> Answerer:
         return [*stream([b"".join(events)[: int(offset)]], end=False), Hang()]
 
     return answer
+
+
+def begun(request: Received, phase: str) -> list[Step]:
+    """An untouched engine's answer up to a phase: A nothing, B its head, C its head and a part."""
+    steps = Vllm(("tiny",), None).answer(request)
+    if phase == "A":
+        return []
+    if len(steps) > 1:
+        return steps[:1] if phase == "B" else steps[:4]
+    head, mark, body = written(steps[0]).partition(b"\r\n\r\n")
+    return [Send(head + mark if phase == "B" else head + mark + body[: len(body) // 2])]
 
 
 def _for_ever(events: Sequence[bytes]) -> Iterator[Step]:

@@ -97,16 +97,27 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serving(text: str, environ: dict[str, str] | None = None) -> AsyncIterator[Serving]:
-    """Run the gateway of one configuration in this event loop."""
+async def serving(
+    text: str, environ: dict[str, str] | None = None, *, probing: bool = False
+) -> AsyncIterator[Serving]:
+    """Run the gateway of one configuration in this event loop.
+
+    Without `probing` engines are asked nothing but what a test makes them asked.
+    """
     config = configuration.load("test.yaml", text, environ or {})
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with open(log, "wb") as file:
             worker = Worker(config, SECRET, file.fileno())
+            if not probing:
+                worker.probe = _nothing  # type: ignore[method-assign]
             async with worker.serving() as addresses:
                 assert worker.admin_address is not None
                 yield Serving(worker, _port(addresses[0]), _port(worker.admin_address), log)
+
+
+async def _nothing() -> None:
+    return None
 
 
 async def until(fact: Callable[[], bool], timeout: float = 5.0) -> None:

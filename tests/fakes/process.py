@@ -48,6 +48,16 @@ class EngineProcess:
         assert self._process is not None
         os.kill(self._process.pid, number)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        assert self._process is not None
+        return self._process.returncode is None
+
     async def kill(self) -> None:
         """SIGKILL, and wait until the kernel has closed its sockets. Fine to call twice."""
         assert self._process is not None

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from backends.kinds.base import OpenAIFamily
-from backends.pool import Pool, Turn
+from backends.pool import Pool
+from backends.turn import Turn
 from backends.transport import Transport
 from gateway import accept, exchange, passing
 from gateway.account import Account
@@ -58,7 +59,7 @@ STAGES: list[tuple[Any, str]] = [
     (Relay, "data"),
     (Relay, "end"),
     (Relay, "close"),
-    (Pool, "turn"),
+    (Pool, "pick"),
     (Turn, "send"),
     (OpenAIFamily, "prepare"),
     (Transport, "send"),

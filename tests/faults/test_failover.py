@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
 
 import orjson
 import pytest
@@ -18,7 +17,6 @@ from tests.fakes.script import (
     Fin,
     Hang,
     Head,
-    Received,
     Rst,
     Send,
     Step,
@@ -178,82 +176,6 @@ async def test_an_error_in_mid_stream_is_said_in_our_words_and_ends_it(path: str
             answer = await ask(gateway.port, path)
             assert answer.events[:-1] == whole[:3]
             assert "secret" not in error(path, answer)["message"]
-
-
-@pytest.mark.parametrize("opened", [False, True])
-async def test_an_event_without_end_is_cut_at_its_bound(opened: bool) -> None:
-    def steps() -> Iterator[Step]:
-        yield from OPEN
-        if opened:
-            yield Chunk(events(CHAT)[0])
-        for _ in range(1024):
-            yield Chunk(bytes(1 << 20))  # a GiB in all
-
-    def script(request: Received) -> Iterable[Step] | None:
-        return steps() if request.method == "POST" else None
-
-    async with Engine(script) as engine, serving(configured(engine.url)) as gateway:
-        async with nothing_left(gateway, engine):
-            answer = await ask(gateway.port, CHAT)
-            error(CHAT, answer)
-            assert answer.status == (200 if opened else 502)
-        assert engine.sent < 32 << 20
-
-
-async def test_an_event_that_is_no_utf8_is_a_failure() -> None:
-    odd = b'data: {"choices":[{"delta":{"content":"\xff\xfe"}}]}\n\n'
-    async with Engine(stream([odd, DONE])) as engine, serving(configured(engine.url)) as gateway:
-        answer = await ask(gateway.port, CHAT)
-        error(CHAT, answer)
-        assert answer.status == 502
-
-
-async def test_a_plain_answer_that_is_no_utf8_is_a_failure() -> None:
-    odd = b'{"model":"tiny","choices":[{"message":{"content":"\xff"}}]}'
-    async with Engine(plain(200, odd)) as engine, serving(configured(engine.url)) as gateway:
-        answer = await ask(gateway.port, CHAT, stream=False)
-        error(CHAT, answer)
-        assert answer.status == 502
-
-
-@pytest.mark.parametrize("end", [b"\r\n", b"\r", b"\n"])
-async def test_any_line_end_may_be_cut_anywhere(end: bytes) -> None:
-    text = b"".join(events(CHAT)).replace(b"\n", end)
-    pieces = [text[at : at + 1] for at in range(len(text))]
-    async with Engine(stream(pieces)) as engine, serving(configured(engine.url)) as gateway:
-        async with await Client.open(gateway.port) as client:
-            await client.post(CHAT, body(CHAT), HEADERS)
-            assert (await client.read_head("POST"))[0] == 200
-            assert await client.read_body() == text
-        (line,) = await gateway.logged(1)
-        assert line["outcome"] == "ok"
-
-
-async def test_a_connection_gone_stale_costs_no_attempt() -> None:
-    seen: list[Received] = []
-
-    def script(request: Received) -> Iterable[Step] | None:
-        if request.method != "POST":
-            return None
-        seen.append(request)
-        return [Fin()] if len(seen) == 2 else None
-
-    async with Engine(script) as engine, serving(configured(engine.url)) as gateway:
-        for _ in range(2):
-            answer = await ask(gateway.port, CHAT, stream=False)
-            assert answer.status == 200
-        assert len(seen) == 3
-        assert seen[0].connection == seen[1].connection != seen[2].connection
-        assert [line["attempts"] for line in await gateway.logged(2)] == [1, 1]
-
-
-async def test_a_plain_answer_cut_short_is_a_502() -> None:
-    half: list[Step] = [Head(200, [JSON, ("content-length", "999")]), Send(b'{"id":"x"'), Fin()]
-    async with Engine(half) as engine, serving(configured(engine.url)) as gateway:
-        async with nothing_left(gateway, engine):
-            answer = await ask(gateway.port, CHAT, stream=False)
-            assert answer.status == 502
-            error(CHAT, answer)
 
 
 async def test_a_large_plain_answer_cut_short_is_cut_for_the_caller_too() -> None:

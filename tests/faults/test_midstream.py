@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import orjson
 import pytest
 
 from tests.fakes.engine import Engine
@@ -129,27 +128,6 @@ async def test_no_end_of_an_engine_looks_like_the_end_of_an_answer(count: int) -
     [[700], pytest.param([0, 1, 333, 700, 900, 1100, 1300], marks=pytest.mark.slow)],
     ids=["one", "many"],
 )
-async def test_a_killed_engine_is_told_to_every_caller(offsets: list[int]) -> None:
-    for offset in offsets:
-        async with EngineProcess(f"after_offset:{offset}") as engine:
-            async with serving(configured(engine.url)) as gateway, nothing_left(gateway):
-                await _kill_under_six(engine, gateway.port)
-                lines = await gateway.logged(6)
-                assert {line["outcome"] for line in lines} == {"upstream_failed"}
-
-
-async def _kill_under_six(engine: EngineProcess, port: int) -> None:
-    asked = [(path, asyncio.create_task(ask(port, path))) for path in PATHS * 2]
-    await asyncio.sleep(0.1)  # most of them are in the middle by then; any moment must do
-    await engine.kill()
-    for path, task in asked:
-        answer = await asyncio.wait_for(task, 5)
-        error(path, answer)
-        for event in answer.events[:-1]:
-            orjson.loads(event.partition(b"data: ")[2])
-        assert answer.status == (200 if answer.events else 502)
-
-
 async def test_a_stream_that_stands_still_is_ended_by_an_error() -> None:
     timeouts = "{stall: 300ms, heartbeat: 100ms, lame_duck: 0}"
     async with EngineProcess("slow_stream") as engine:

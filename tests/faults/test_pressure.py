@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.client import Client
 from tests.fakes.engine import Engine
-from tests.fakes.gateway import HEADERS, Command, configured, serving
+from tests.fakes.gateway import HEADERS, configured, serving
 from tests.fakes.script import JSON, Chunk, EndChunks, Head, Received, Send, Step, stream
 from tests.faults.asking import CHAT, body, nothing_left
 
@@ -43,12 +42,6 @@ async def _stands_still(engine: Engine) -> int:
     return sent
 
 
-def _resident(pid: int) -> int:
-    """The memory of a process, in bytes."""
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * 4096
-
-
 async def _slow(port: int) -> Client:
     client = await Client.open(port, rcvbuf=4096)
     await client.post(CHAT, body(CHAT), HEADERS)
@@ -63,27 +56,6 @@ async def test_a_caller_that_does_not_read_stops_the_engine() -> None:
                 async with await _slow(gateway.port):
                     assert await _stands_still(engine) < BUFFERS
                 await engine.until(lambda: bool(engine.aborts), 1)
-
-
-@pytest.mark.slow
-async def test_callers_that_do_not_read_cost_little_memory(tmp_path: Path) -> None:
-    file = tmp_path / "fairgate.yaml"
-    callers = 40
-    async with Engine(_for_ever) as engine:
-        file.write_text(configured(engine.url, timeouts="{client_write: 60s, lame_duck: 0}"))
-        async with Command("serve", "--config", str(file)) as command:
-            port = await command.listening()
-            clients = [await _slow(port)]
-            await _stands_still(engine)
-            before = _resident(command.pid)
-            clients += [await _slow(port) for _ in range(callers)]
-            await _stands_still(engine)
-            each = (_resident(command.pid) - before) // callers
-            print(f"a caller that does not read costs {each >> 10} KiB")
-            assert each < 1 << 20
-            for client in clients:
-                client.close()
-            await engine.until(lambda: len(engine.aborts) == callers + 1, 5)
 
 
 async def test_a_caller_that_never_reads_again_is_given_up() -> None:

@@ -177,8 +177,6 @@ def test_any_free_port_may_be_asked_for_twice() -> None:
     assert found(Config(listen=(free, free), admin_listen=free)) == []
 
 
-def test_a_policy_that_is_not_there_yet_is_refused() -> None:
-    model = Model(replicas=(ReplicaSettings(url="http://h"),), policy="prefix_affinity")
-    assert found(Config(models={"a": model})) == [
-        "models.a.policy: prefix_affinity is not in this version yet"
-    ]
+def test_a_pool_may_keep_conversations_where_their_prefix_is() -> None:
+    model = Model(replicas=REPLICAS, policy="prefix_affinity")
+    assert found(Config(models={"a": model})) == []

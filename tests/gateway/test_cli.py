@@ -22,6 +22,7 @@ from gateway import cli, supervisor, worker
 from gateway import up as starting
 from gateway.config import ConfigError
 from gateway.listeners import CannotStart
+from gateway.reload import Source
 from gateway.settings import Config
 from tests.fakes.client import request
 from tests.fakes.engine import Engine
@@ -32,7 +33,7 @@ BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 GOOD = configured("http://gpu1:8000", "http://gpu2:8000")
 COMMANDS = [
     *("", "serve", "up", "check", "keys", "keys new", "limits", "limits reset", "schema"),
-    *("engine", "engine install"),
+    *("engine", "engine install", "status", "drain", "undrain"),
 ]
 
 
@@ -195,13 +196,19 @@ def test_a_secret_that_cannot_be_kept_is_made_for_this_run_and_told(
 # serve: what it makes of its options
 
 
+#: Where the configuration that was served can be read again.
+sources: list[Source] = []
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, str]]:
     """What the worker was given, instead of serving it."""
     given: list[tuple[Config, str]] = []
+    sources.clear()
 
-    def taken(config: Config, secret: str, started: Any) -> None:
+    def taken(config: Config, secret: str, started: Any, source: Source) -> None:
         given.append((config, secret))
+        sources.append(source)
         started(["127.0.0.1:8080", "unix:/run/s.sock"])
 
     monkeypatch.setattr(worker, "run", taken)
@@ -234,6 +241,32 @@ def test_options_stand_over_the_file(served: list[tuple[Config, str]]) -> None:
     assert set(config.models) == {"tiny"}
     assert secret == "of-the-file"
     assert "key for this run" not in result.stderr
+
+
+def test_options_stand_over_the_file_when_it_is_read_again(
+    served: list[tuple[Config, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "fairgate.yaml"
+    file.write_text(GOOD)
+    options = ["--listen", "127.0.0.1:9", "--backend", "http://gpu9:1"]
+    assert run("serve", "--config", str(file), *options).exit_code == 0
+    ((config, _),), (source,) = served, sources
+    file.write_text(GOOD.replace("gpu2", "gpu3"))
+    again = source.read_again(config)
+    assert (again.listen, again.backends) == (config.listen, config.backends)
+    assert [replica.url for replica in again.models["tiny"].replicas][1] == "http://gpu3:8000"
+
+
+def test_the_key_of_this_run_is_the_same_when_the_file_is_read_again(
+    served: list[tuple[Config, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "fairgate.yaml"
+    file.write_text("models: {a: {replicas: [http://gpu1:1]}}\n")
+    assert "key for this run" in run("serve", "--config", str(file)).stderr
+    ((config, _),), (source,) = served, sources
+    file.write_text("models: {b: {replicas: [http://gpu1:1]}}\n")
+    again = source.read_again(config)
+    assert (list(again.models), again.keys) == (["b"], config.keys)
 
 
 def test_a_file_without_models_means_the_usual_server(served: list[tuple[Config, str]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway import composition
+from backends import discovery
 from gateway import config as configuration
 from gateway.composition import principals
 from gateway.settings import Key, Team, Timeouts
@@ -197,7 +197,7 @@ async def test_a_server_that_says_no_length_or_not_this_model_leaves_it_unknown(
 async def test_a_server_that_answers_later_is_learnt_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(composition, "_ASK_AGAIN", 0.02)
+    monkeypatch.setattr(discovery, "_SOON", 0.02)
     one, late = Engine(), Engine()
     late.start()
     await late.stop()  # its port is known, and refuses
@@ -295,12 +295,3 @@ async def test_a_split_stays_a_split_beside_a_discovered_model_of_its_name(
                 assert (set(routes.table), set(routes.splits)) == ({"tiny"}, {"chat", "gpt"})
                 lengths = routes.visible(Principal("ann", "search"))
                 assert lengths == dict.fromkeys(("tiny", "chat", "gpt"), 4096)
-
-
-async def test_an_https_server_is_asked_over_tls_and_its_own_authority() -> None:
-    text = configured("https://gpu1:8443", "http://gpu2:8000", model="kind: openai")
-    config = configuration.load("test.yaml", text, {})
-    assert composition._tls(config.models["tiny"].replicas[1]) is None
-    tls = composition._tls(config.models["tiny"].replicas[0])
-    assert tls is not None
-    assert tls.check_hostname

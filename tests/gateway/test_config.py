@@ -55,7 +55,7 @@ BAD: list[tuple[str, str]] = [
         '5: models["a.b"].replicas[0].wight: unknown key; did you mean weight?',
     ),
     ("models: {a: {replicas: [{url: http://h, api_key: sk}]}}", "1: models.a.replicas[0].api_key:"),
-    ("models: {a: {replicas: [{weight: 2}]}}", "1: models.a.replicas[0]: url is missing"),
+    ("models: {a: {replicas: [{weight: 2}]}}", "1: models.a.replicas[0]: wanted one of url"),
     ("keys:\n- {name: a,\n   team: b}", "2: keys[0]: sha256 is missing"),
     ("teams: {a: {request: {m: 1}}}", "1: teams.a.request.m: unknown key"),
     # the environment
@@ -110,6 +110,13 @@ BAD: list[tuple[str, str]] = [
     ("redis: redis+sentinel://sk-1@h", "1: redis: wanted the service's name after the hosts"),
     ("models: {a: {replicas: [ftp://h]}}", "1: models.a.replicas[0]: wanted a URL such as"),
     ("models: {a: {replicas: [{url: ftp://h}]}}", "1: models.a.replicas[0]: wanted a URL such as"),
+    ("models: {a: {replicas: [{dns: ftp://h}]}}", "1: models.a.replicas[0]: wanted a URL such as"),
+    ("models: {a: {replicas: [{dns: http://10.0.0.7}]}}", "1: models.a.replicas[0]: dns wants a n"),
+    ("models: {a: {replicas: [{dns: http://h, url: http://h}]}}",
+     "1: models.a.replicas[0]: wanted one of url, dns and file; given url and dns"),
+    ("models: {a: {replicas: [{file: /none}]}}", "1: models.a.replicas[0].file: no file '/none'"),
+    ("models: {a: {replicas: [{dns: http://h}, {dns: http://H/v1}]}}",
+     "1: models.a.replicas[1]: http://h is in this pool twice"),
     ("models: {a: {replicas: [http://u:p@h]}}", "1: models.a.replicas[0]: no credentials in a URL"),
     ("models: {a: {replicas: [{url: http://h, api_key_env: sk-1}]}}",
      "1: models.a.replicas[0].api_key_env: wanted the name of an environment variable"),
@@ -355,13 +362,30 @@ def test_the_guide_names_every_setting() -> None:
             assert name in guide or name.partition("_")[2] in guide, f"{noun.__name__}.{name}"
 
 
+def test_a_list_of_servers_is_read_with_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "llama.replicas"
+    path.write_text("https://gpu1:8443\n")
+    text = f"models: {{a: {{replicas: [{{file: {path}, api_key_env: TOKEN}}]}}}}"
+    (entry,) = given(text).models["a"].replicas
+    assert (entry.file, entry.api_key) == (str(path), "sk-secret")
+    path.write_text("https://gpu1:8443\nhttp://gpu2:8000\n")
+    with pytest.raises(ConfigError) as caught:
+        given(text)
+    place = "fairgate.yaml:1: models.a.replicas[0].file"
+    assert str(caught.value).startswith(f"{place}: {path}:2: would cross the network unencrypted")
+
+
 def test_the_schema_describes_the_form_that_people_write() -> None:
     whole = schema()
     text = json.dumps(whole)
     definitions = whole["$defs"]
     assert whole["additionalProperties"] is False
     assert "backends" not in whole["properties"]
-    assert "api_key" not in definitions["ReplicaSettings"]["anyOf"][1]["properties"]
+    replica = definitions["ReplicaSettings"]["anyOf"][1]
+    assert not {"api_key", "server_name"} & set(replica["properties"])
+    assert replica["oneOf"] == [{"required": [name]} for name in ("url", "dns", "file")]
+    assert not replica.get("required")
+    assert "default" not in replica["properties"]["url"]
     assert whole["properties"]["admin_listen"]["default"] == "127.0.0.1:9464"
     stall = definitions["Timeouts"]["properties"]["stall"]
     assert (stall["type"], stall["default"]) == ("string", "60s")

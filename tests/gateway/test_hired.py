@@ -13,6 +13,7 @@ import pytest
 from gateway import config as configuration
 from gateway import hired as hiring
 from gateway.hired import Hired, hire
+from gateway.watch import Watch
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import SECRET, configured
 
@@ -22,7 +23,8 @@ async def hired(more: str = "") -> AsyncIterator[Hired]:
     async with Engine() as engine:
         config = configuration.load("test.yaml", configured(engine.url, more=more), {})
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            worker = await hire(config, SECRET, [listening])
+            watch = Watch()
+            worker = await hire(config, SECRET, [listening], watch)
             try:
                 yield worker
             finally:

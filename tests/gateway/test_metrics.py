@@ -1,6 +1,7 @@
 """Counts are right, labels are bounded, and Prometheus reads what comes out."""
 
 import math
+import time
 from typing import Any
 
 import orjson
@@ -200,7 +201,8 @@ def test_an_abort_is_counted_only_where_an_engine_was_at_work() -> None:
 def test_replicas_are_told_as_they_are_now() -> None:
     busy, down = replica("http://gpu1:8000"), replica("http://gpu2:8000")
     told = Metrics(Routes({"llama": route(pool("llama", busy, down))}))
-    busy.in_flight, down.last_error = 3, "refused"
+    busy.in_flight = 3
+    down.health.told(time.monotonic(), "no connection can be made")
     of = {"model": "llama"}
     assert value(told, "fairgate_in_flight", **of, replica=busy.url) == 3
     assert value(told, "fairgate_replica_up", **of, replica=busy.url) == 1
@@ -225,11 +227,12 @@ def test_names_with_quotes_and_line_ends_do_not_break_the_text() -> None:
 def two() -> tuple[Metrics, Metrics]:
     """Two workers in front of the same two replicas."""
     both = []
-    for flying, lag, failure in ((1, 0.5, None), (2, 0.25, "refused")):
+    for flying, lag, down in ((1, 0.5, ""), (2, 0.25, "gone")):
         busy, idle = replica("http://gpu1:8000"), replica("http://gpu2:8000")
         told = Metrics(Routes({"llama": route(pool("llama", busy, idle))}))
         told.models.learn(["llama"])
-        busy.in_flight, busy.last_error, told.loop_lag = flying, failure, lag
+        busy.in_flight, told.loop_lag = flying, lag
+        busy.health.told(time.monotonic(), down)
         both.append(told)
     return both[0], both[1]
 
@@ -294,7 +297,8 @@ def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
 
 
 def test_every_count_of_a_process_has_its_metric() -> None:
-    assert set(metrics().counts()) | {"worker_restarts"} == set(FAMILIES)
+    of_the_whole = {"worker_restarts", "config_reloads", "config_last_reload_successful"}
+    assert set(metrics().counts()) | of_the_whole == set(FAMILIES)
 
 
 async def test_a_request_through_the_gateway_is_counted_once() -> None:

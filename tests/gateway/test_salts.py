@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from backends.capability import Capability
 from gateway.salts import Salts
 from gateway.settings import Caps
 from gateway.terms import Principal
@@ -72,8 +73,8 @@ def test_what_a_team_is_given_goes_over_the_models_own() -> None:
 def test_a_server_without_the_field_is_warned_of_once_a_pool(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    old = {CHAT: frozenset({"model"})}
-    salts, told = Salts("s"), route(pool("llama", replica(fields=old)))
+    old = Capability(fields={CHAT: frozenset({"model"})})
+    salts, told = Salts("s"), route(pool("llama", replica(capability=old)))
     with caplog.at_level(logging.WARNING):
         assert [salts.of(ANN, told, CHAT) for _ in range(3)] == [None] * 3
     assert len(caplog.records) == 1
@@ -81,8 +82,8 @@ def test_a_server_without_the_field_is_warned_of_once_a_pool(
 
 
 def test_one_new_server_beside_an_old_one_is_enough_to_send_it() -> None:
-    old = {CHAT: frozenset({"model"})}
-    told = route(pool("llama", replica(fields=old), replica("http://gpu2:8000")))
+    old = Capability(fields={CHAT: frozenset({"model"})})
+    told = route(pool("llama", replica(capability=old), replica("http://gpu2:8000")))
     assert Salts("s").of(ANN, told, CHAT)
 
 

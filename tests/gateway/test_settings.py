@@ -1,6 +1,7 @@
 """The nouns of the configuration: their defaults, overrides, rules, and what they never show."""
 
 import io
+from typing import Any
 
 import msgspec
 import pytest
@@ -83,6 +84,21 @@ def test_a_replica_has_one_canonical_url(
     assert replica.url == canonical
     assert (replica.scheme, replica.host, replica.port, replica.base) == parts
     assert ReplicaSettings(url=canonical) == replica
+
+
+def test_a_replica_is_one_server_or_one_way_to_find_several() -> None:
+    dns = ReplicaSettings(dns="HTTP://VLLM.svc:80/v1")
+    assert (dns.url, dns.dns, dns.place) == ("", "http://vllm.svc", "http://vllm.svc")
+    assert (dns.host, dns.address, dns.port, dns.base) == ("vllm.svc", "", 80, "/v1")
+    assert ReplicaSettings(file="/etc/replicas").place == "file /etc/replicas"
+    one = ReplicaSettings(url="http://[fd00::7]:8000", server_name="vllm.svc")
+    assert (one.host, one.address, one.place) == ("vllm.svc", "fd00::7", "http://[fd00::7]:8000")
+    ways: dict[str, Any] = {"url": "http://a", "dns": "http://b", "file": "c"}
+    for given in ((), ("url", "dns"), ("url", "file"), ("dns", "file")):
+        with pytest.raises(ValueError, match="wanted one of url, dns and file; given"):
+            ReplicaSettings(**{name: ways[name] for name in given})
+    with pytest.raises(ValueError, match="dns wants a name"):
+        ReplicaSettings(dns="http://10.0.0.7:8000")
 
 
 def test_secrets_are_in_no_representation() -> None:

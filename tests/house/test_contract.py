@@ -38,6 +38,8 @@ METRICS = {
     "fairgate_unknown_fields_total": set(),
     "fairgate_log_lines_dropped_total": set(),
     "fairgate_worker_restarts_total": set(),
+    "fairgate_config_reloads_total": {"result"},
+    "fairgate_config_last_reload_successful": set(),
 }
 
 

@@ -9,28 +9,34 @@ from tests.house.source import FILES, imported, name_of, tree_of
 
 #: Each library with an API of its own, and the files that may know it.
 DOORS = {
-    "click": {"gateway/cli.py", "gateway/operator.py"},
+    "click": {
+        *("gateway/cli.py", "gateway/operator/drain.py", "gateway/operator/limits.py"),
+        *("gateway/operator/port.py", "gateway/operator/status.py"),
+    },
     "httptools": {"gateway/front.py", "backends/connection.py"},
     "prometheus_client": {"gateway/metrics.py"},
     "redis": {"gateway/limits/redis.py"},
-    "rich": {"gateway/cli.py", "gateway/operator.py", "gateway/up.py"},
-    "ssl": {"gateway/composition.py", "gateway/worker.py", "backends/base.py"},
+    "rich": {
+        *("gateway/cli.py", "gateway/up.py"),
+        *("gateway/operator/limits.py", "gateway/operator/shown.py", "gateway/operator/status.py"),
+    },
+    "sse_starlette": {"gateway/admin.py"},
+    "ssl": {"gateway/fleet.py", "gateway/port.py", "backends/base.py"},
     "starlette": {"gateway/admin.py", "gateway/app.py"},
     "uvicorn": {"gateway/front.py", "gateway/visit.py", "gateway/listeners.py"},
-    "uvloop": {"gateway/supervisor.py", "gateway/up.py", "gateway/worker.py"},
+    "uvloop": {f"gateway/{name}.py" for name in ("employed", "supervisor", "up", "worker")},
     "yaml": {"gateway/document.py"},
 }
-#: A second client, a second framework, and what a later store or feed will open a door for.
+#: A second client, a second framework.
 NOWHERE = (
     *("aiohttp", "fastapi", "http.client", "httpcore", "httpx", "requests", "urllib.request"),
-    "sse_starlette",
     # Both read whole bodies, or files, on their own terms.
     *("starlette.formparsers", "starlette.staticfiles"),
 )
 #: Where the environment is looked at; everywhere else it comes in as an argument.
 ENVIRONMENT = {
     "gateway/cli.py",
-    "gateway/operator.py",
+    "gateway/operator/port.py",
     "backends/guard.py",
     "backends/install.py",
     "backends/launch.py",

@@ -73,5 +73,4 @@ def test_an_entry_is_found_by_its_own_name_and_the_configuration_knows_it() -> N
     assert all(kind.name == name for name, kind in KINDS.items())
     hints = get_type_hints(Model)
     assert set(KINDS) == set(get_args(hints["kind"]))
-    # `prefix_affinity` has a name in the configuration and is refused until it is there.
-    assert set(POLICIES) == set(get_args(hints["policy"])) - {"prefix_affinity"}
+    assert set(POLICIES) == set(get_args(hints["policy"]))

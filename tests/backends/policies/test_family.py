@@ -38,7 +38,9 @@ def test_only_what_is_offered_is_chosen(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_weights_share_the_work(name: str) -> None:
-    policy, among = POLICIES[name](), replicas(3, 1)
+    policy, among, demand = POLICIES[name](), replicas(3, 1), Demand("", 30, 20)
     for _ in range(400):
-        policy.pick(among, Demand(), 0.0).in_flight += 1  # none of it ends
+        chosen = policy.pick(among, demand, 0.0)  # none of it ends
+        chosen.in_flight += 1
+        chosen.outstanding += demand.tokens
     assert [each.in_flight for each in among] == [300, 100]

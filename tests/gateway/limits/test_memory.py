@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.limits.base import SECOND, SLOT_WAIT, Claim, Rule, Settlement
+from gateway.limits.base import (
+    SECOND,
+    SLOT_WAIT,
+    Claim,
+    Counted,
+    Rule,
+    Settlement,
+    Window,
+)
 from gateway.limits.memory import Alone, Memory, microseconds
 from tests.gateway.limits.model import Model
 from tests.gateway.limits.model import microseconds as at_date
@@ -156,6 +164,56 @@ def test_held_slots_count_for_all_who_share(clock: Clock) -> None:
     memory = Memory(clock, 3)
     memory.hold([(rule, 2)])
     assert memory.levels([rule]) == [(6, 0)]
+
+
+# Another limit
+
+
+@pytest.mark.parametrize(
+    ("window", "before", "used", "after", "left"),
+    [
+        ("minute", 60, 10, 600, 590),
+        ("minute", 60, 60, 90, 30),
+        ("minute", 600, 300, 7, 0),
+        ("minute", 7, 3, 11, 8),
+        ("day", 100, 40, 1000, 960),
+        ("day", 100, 40, 10, 0),
+        (None, 5, 2, 3, 1),
+        (None, 5, 4, 3, 0),
+    ],
+)
+def test_with_another_limit_what_was_used_stays_used(
+    clock: Clock, window: Window | None, before: int, used: int, after: int, left: int
+) -> None:
+    counted: Counted = "concurrency" if window is None else "tokens"
+    rule = Rule("key", ["k"], counted, window, before)
+    memory = Memory(clock)
+    assert grants(memory, rule, used)
+    rule.allow(after)
+    assert memory.levels([rule])[0][0] == left
+    assert not grants(memory, rule, left + 1)
+    assert grants(memory, rule, left) or not left
+
+
+def test_a_lowered_limit_makes_no_debt(clock: Clock) -> None:
+    rule = Rule("key", ["k"], "requests", "minute", 600)
+    memory = Memory(clock)
+    assert grants(memory, rule, 600)
+    rule.allow(6)
+    assert not grants(memory, rule)
+    clock.now += 10 * SECOND
+    assert grants(memory, rule), "one in ten seconds, as the new limit says"
+
+
+def test_what_ends_is_settled_by_the_limit_there_is_then(clock: Clock) -> None:
+    rule = Rule("key", ["k"], "tokens", "minute", 600)
+    memory = Memory(clock)
+    at = memory.decide(Claim("1", ((rule, 100),))).at
+    rule.allow(90)
+    memory.settle([(rule, 100, 30)], at)
+    assert memory.levels([rule])[0][0] == 70, "90, which were used, less the 70 that were not"
+    clock.now += 10 * SECOND
+    assert memory.levels([rule])[0][0] == 85
 
 
 # The counter of one process alone

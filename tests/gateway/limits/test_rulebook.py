@@ -1,12 +1,13 @@
 """Which rules hold for whom, are shown to whom, and are reset with whom."""
 
+import gc
 from collections.abc import Iterable
 
 import pytest
 
 from gateway import config as configuration
 from gateway.limits.base import Rule
-from gateway.limits.rulebook import NoSuchOwner, Rulebook
+from gateway.limits.rulebook import NoSuchOwner, Rulebook, Rules
 from gateway.terms import Principal
 
 TEXT = f"""
@@ -106,3 +107,38 @@ def test_a_name_nobody_has_is_answered_with_those_there_are(
         with pytest.raises(NoSuchOwner) as told:
             of(**owner)
         assert str(told.value) == message
+
+
+# Over several configurations
+
+
+def test_a_rule_that_stays_is_one_object_with_the_newest_limit() -> None:
+    rules = Rules()
+    before = Rulebook(configuration.load("t.yaml", TEXT, {}), rules)
+    held = {rule.key: rule for rule in before.owned()}
+    text = TEXT.replace("requests_per_minute: 3", "requests_per_minute: 7")
+    text = text.replace("{limit: 500, burst: 100}", "{limit: 600, burst: 50}")
+    text = text.replace("concurrency: 9", "concurrency: 2")
+    after = Rulebook(configuration.load("t.yaml", text, {}), rules)
+    for rule in after.owned():
+        fresh = Rule(rule.scope, rule.owner, rule.counted, rule.window, rule.limit, rule.burst)
+        assert rule is held[rule.key]
+        assert rule.params == fresh.params
+    changed = ("key:ann:requests_per_minute", "team:search:tokens_per_minute", MODELS[0])
+    assert [(held[key].limit, held[key].burst) for key in changed] == [(7, 7), (600, 50), (2, 2)]
+
+
+def test_a_rule_that_a_request_still_holds_comes_back_as_itself() -> None:
+    rules = Rules()
+    config = configuration.load("t.yaml", TEXT, {})
+    held = Rulebook(config, rules).owned(key="ann")[0]
+    bare = configuration.load("t.yaml", TEXT.replace("limits: {requests_per_minute: 3}", ""), {})
+    assert Rulebook(bare, rules).owned(key="ann") == ()
+    assert Rulebook(config, rules).owned(key="ann") == (held,)
+
+
+def test_rules_that_nothing_holds_are_forgotten() -> None:
+    rules = Rules()
+    Rulebook(configuration.load("t.yaml", TEXT, {}), rules)
+    gc.collect()
+    assert not rules._known

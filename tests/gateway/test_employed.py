@@ -14,29 +14,14 @@ import pytest
 
 from gateway import config as configuration
 from gateway.channel import Channel
-from gateway.worker import Start, work
+from gateway.employed import work
+from gateway.start import Start
 from tests.fakes.client import request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, SECRET, configured
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
-
-
-def test_everything_of_a_configuration_reaches_the_worker() -> None:
-    text = configured(
-        "{url: 'https://gpu1', api_key_env: GPU}",
-        model="request: {media: {parts: 2}}",
-        more="secret: s\nworkers: 2\ncors: {origins: ['https://a.example']}\n",
-    )
-    text = text.replace("{search: {}}", "{search: {request: {media: {parts: 1}, n: 2}}}")
-    text = text.replace("team: search,", "team: search, expires: 2030-01-01,")
-    config = configuration.load("test.yaml", text, {"GPU": "a-credential"})
-    sent = msgspec.json.encode(Start.of(config, SECRET, [7, 8], "debug"))
-    got = msgspec.json.decode(sent, type=Start)
-    assert got.config == config
-    assert got.config.models["tiny"].replicas[0].api_key == "a-credential"
-    assert (got.secret, got.sockets, got.log_level) == (SECRET, [7, 8], "debug")
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +31,7 @@ async def hired(url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Cha
     with theirs, socket.create_server(("127.0.0.1", 0)) as listening:
         numbers = (theirs.fileno(), listening.fileno())
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gateway.worker", str(numbers[0])),
+            *(sys.executable, "-P", "-m", "gateway.employed", str(numbers[0])),
             pass_fds=numbers,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -63,7 +48,7 @@ async def hired(url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Cha
     async def drop(_: object) -> None:
         pass
 
-    channel.listen({"ready": note, "metrics": drop})
+    channel.listen({"ready": note, "metrics": drop, "replicas": drop})
     try:
         await asyncio.wait_for(ready.wait(), 10)
         yield process, channel, port
@@ -92,14 +77,14 @@ async def test_a_worker_obeys_its_supervisor_only_and_ends_well_without_it() -> 
 async def test_a_worker_is_ready_before_it_accepts_so_that_no_model_is_unknown_to_it() -> None:
     async with Engine() as engine, hired(engine.url):
         asked = [each.path for each in engine.requests]
-        assert asked == ["/v1/models", "/openapi.json"]
+        assert asked == ["/v1/models", "/version", "/openapi.json"]
 
 
 async def test_without_a_first_word_a_worker_ends() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "gateway.worker", str(theirs.fileno())),
+            *(sys.executable, "-P", "-m", "gateway.employed", str(theirs.fileno())),
             pass_fds=(theirs.fileno(),),
         )
     ours.close()
@@ -107,7 +92,7 @@ async def test_without_a_first_word_a_worker_ends() -> None:
 
 
 async def test_its_last_counts_come_with_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.worker.set_up_diagnostics", lambda level: None)
+    monkeypatch.setattr("gateway.employed.set_up_diagnostics", lambda level: None)
     ours, theirs = socket.socketpair()
     ready = asyncio.Event()
     counted: list[int] = []

@@ -1,13 +1,10 @@
-"""What people ask a running gateway over its admin port: `fairgate limits`."""
+"""`fairgate limits`: how each limit stands, and their reset."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
-import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -15,32 +12,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from backends.base import Origin, Replica
-from backends.errors import BackendError
-from backends.transport import Transport
-from gateway import config as configuration
-from gateway.settings import Config
+from gateway.operator.port import Failed, Refused, asked, asks, port
 from gateway.units import Address
 
-_USAGE, _FAILED = 2, 3
-_KEY = "FAIRGATE_ADMIN_KEY"
-#: How long a gateway may take to answer, in seconds: its workers may have to wait for Redis.
-_PATIENCE = 15.0
-_LARGEST = 64 << 20
 #: The columns of a table that no terminal is there for.
 _WIDE = 160
-
-
-def _asks(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which gateway is meant."""
-    for option in (
-        click.option(
-            "--config", "file", metavar="FILE", help="The gateway's file: its admin_listen."
-        ),
-        click.option("--admin", metavar="URL", help="Default: http://127.0.0.1:9464."),
-    ):
-        command = option(command)
-    return command
 
 
 def _owned(command: Callable[..., None]) -> Callable[..., None]:
@@ -55,7 +31,7 @@ def _owned(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(invoke_without_command=True)
 @_owned
 @click.option("--json", "raw", is_flag=True, help="What the gateway told, for scripts.")
-@_asks
+@asks
 @click.pass_context
 def limits(
     context: click.Context,
@@ -74,7 +50,7 @@ def limits(
         if key or team or raw or admin or file:
             raise click.UsageError(f"options come after {context.invoked_subcommand!r}")
         return
-    told = _asked(_port(admin, file), "GET", f"/limits{_query(key, team)}", "rules")
+    told = _asked(port(admin, file), "GET", f"/limits{_query(key, team)}", "rules")
     if raw:
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
     else:
@@ -84,7 +60,7 @@ def limits(
 @limits.command("reset")
 @_owned
 @click.option("--all", "everything", is_flag=True, help="Every rule of the gateway.")
-@_asks
+@asks
 def reset(
     key: str | None, team: str | None, everything: bool, admin: str | None, file: str | None
 ) -> None:
@@ -97,11 +73,20 @@ def reset(
     if everything and (key or team):
         raise click.UsageError("--all stands alone")
     query = "?all=true" if everything else _query(key, team)
-    told = _asked(_port(admin, file), "POST", f"/limits/reset{query}", "reset")
+    told = _asked(port(admin, file), "POST", f"/limits/reset{query}", "reset")
     for rule in told["reset"]:
         click.echo(f"reset {_name(rule)}")
     if not told["reset"]:
         click.echo("there is no such rule: nothing to reset")
+
+
+def _asked(at: Address, method: str, target: str, wanted: str) -> dict[str, Any]:
+    try:
+        return asked(at, method, target, wanted)
+    except Refused as exc:
+        if exc.status == 503:
+            raise Failed(f"the limits are out of reach: {exc.message}") from None
+        raise
 
 
 def _query(key: str | None, team: str | None) -> str:
@@ -111,72 +96,6 @@ def _query(key: str | None, team: str | None) -> str:
         if value is not None:
             return f"?{name}={quote(value, safe='')}"
     return ""
-
-
-# The gateway meant
-
-
-def _port(admin: str | None, file: str | None) -> Address:
-    if admin is not None and file is not None:
-        raise click.UsageError("one of --admin and --config, not both")
-    if admin is not None:
-        try:
-            return Address.parse(admin.removeprefix("http://").rstrip("/"))
-        except ValueError:
-            raise click.UsageError("--admin: wanted a URL such as http://127.0.0.1:9464") from None
-    try:
-        config = Config() if file is None else configuration.read(file, os.environ)
-    except configuration.ConfigError as exc:
-        _fail(str(exc), _USAGE)
-    if config.admin_listen is None:
-        _fail(f"{file}: admin_listen is null: this gateway has no admin port to ask")
-    return config.admin_listen
-
-
-def _asked(at: Address, method: str, target: str, wanted: str) -> dict[str, Any]:
-    """What the admin port answers, with a list of what is `wanted`; else ends the command."""
-    if at.host is None or at.port is None:
-        _fail(f"{at} is a Unix socket; ask it with: curl --unix-socket {at.path} http://x{target}")
-    try:
-        status, body = asyncio.run(_fetched(at.host, at.port, method, target))
-    except BackendError as exc:
-        why = str(exc).removeprefix(f"http://{at.host}:{at.port}: ")
-        _fail(
-            f"no answer from the admin port http://{at} ({why}): is the gateway running, "
-            "and is this its admin_listen? Say where with --admin URL or --config FILE"
-        )
-    try:
-        told = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        told = None
-    if status == 403:
-        _fail(f"http://{at} wants its admin key: set {_KEY} to the one of admin_key_sha256")
-    name, kind = (wanted, list) if status == 200 else ("error", str)
-    if not isinstance(told, dict) or not isinstance(told.get(name), kind):
-        _fail(f"http://{at}{target} answered {status}: that is no admin port of fairgate")
-    if status == 503:
-        _fail(f"the limits are out of reach: {told['error']}")
-    if status != 200:
-        _fail(told["error"])
-    return told
-
-
-async def _fetched(host: str, port: int, method: str, target: str) -> tuple[int, bytes]:
-    replica = Replica(url="", origin=Origin(host, port))
-    lines = [f"{method} {target} HTTP/1.1", f"host: {Address(host, port)}", "content-length: 0"]
-    if key := os.environ.get(_KEY, "").strip():
-        lines.append(f"authorization: Bearer {key}")
-    request = "\r\n".join([*lines, "", ""]).encode()
-    transport = Transport()
-    try:
-        return await transport.fetch(replica, request, limit=_LARGEST, timeout=_PATIENCE)
-    finally:
-        await transport.close()
-
-
-def _fail(message: str, status: int = _FAILED) -> NoReturn:
-    click.echo(f"fairgate: {message}", err=True)
-    sys.exit(status)
 
 
 # What is shown

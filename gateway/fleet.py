@@ -1,0 +1,158 @@
+"""The model servers of the newest configuration: one object for each, asked what it is.
+
+A server that stays over a reload stays the same object, with its counts and its health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from backends import discovery
+from backends.base import Origin, Replica
+from backends.errors import BackendError
+from backends.transport import Transport
+from gateway.settings import ReplicaSettings
+
+logger = logging.getLogger("fairgate")
+
+Replicas = Mapping[ReplicaSettings, Replica]
+
+
+class BadFile(Exception):
+    """Raised for a file that can be read but is of no use; the text says what is wrong with it."""
+
+
+class Fleet:
+    """Mutable state: `_known`, the replicas by their settings, those that leave among them until
+    they are idle; `_wanted`, those that are in use; `_asking`, the tasks that ask them; `_first`,
+    those not asked once; `_silent`, the URLs told of that do not answer; `_changed`, set by
+    `adopt`.
+
+    `heard` is called when a replica has told its capability.
+    """
+
+    def __init__(self, transport: Transport, heard: Callable[[], None]) -> None:
+        self._transport = transport
+        self._heard = heard
+        self._known: dict[ReplicaSettings, Replica] = {}
+        self._wanted: dict[Replica, None] = {}
+        self._asking: dict[Replica, asyncio.Task[None]] = {}
+        self._first: set[Replica] = set()
+        self._silent: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def at(self, url: str) -> list[Replica]:
+        """Every object of one URL: models may have it on different terms. Those that leave too."""
+        return [replica for replica in self._known.values() if replica.url == url]
+
+    def settings(self) -> dict[Replica, ReplicaSettings]:
+        """Those of each replica."""
+        return {replica: settings for settings, replica in self._known.items()}
+
+    def drafted(self, wanted: Iterable[ReplicaSettings]) -> dict[ReplicaSettings, Replica]:
+        """An object for each: its own, else that of the same server whose settings are gone, else
+        a new one. Changes nothing yet; `adopt` does. Raises BadFile.
+        """
+        every = dict.fromkeys(wanted)
+        free = {_identity(s): r for s, r in self._known.items() if s not in every}
+        draft: dict[ReplicaSettings, Replica] = {}
+        for settings in every:
+            known = self._known.get(settings) or free.pop(_identity(settings), None)
+            draft[settings] = known or made(settings)
+        return draft
+
+    def adopt(self, draft: Replicas) -> None:
+        """Go on with these replicas; what is under way on others is served to its end."""
+        drained = {replica.url for replica in self._known.values() if replica.drained}
+        for settings, replica in draft.items():
+            replica.drained = replica.drained or replica.url in drained
+            replica.weight, replica.concurrency = settings.weight, settings.concurrency
+        self._wanted = dict.fromkeys(draft.values())
+        leaving = {
+            settings: replica
+            for settings, replica in self._known.items()
+            if replica.in_flight and replica not in self._wanted
+        }
+        self._known = {**leaving, **draft}
+        self._changed.set()
+
+    async def learn(self, asked: Callable[[], None]) -> None:
+        """Ask every server what it is, again and again, also those adopted later.
+
+        `asked` is called when each was asked once. Goes on until it is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        self._first = set(self._wanted)
+        try:
+            while True:
+                self._changed.clear()
+                for replica in [r for r in self._asking if r not in self._wanted]:
+                    self._asking.pop(replica).cancel()
+                for replica in self._wanted:
+                    if replica not in self._asking:
+                        self._asking[replica] = loop.create_task(self._ask(replica, asked))
+                self._first &= self._wanted.keys()
+                if not self._first:
+                    asked()
+                await self._changed.wait()
+        finally:
+            for task in self._asking.values():
+                task.cancel()
+            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    async def _ask(self, replica: Replica, asked: Callable[[], None]) -> None:
+        while True:
+            answered = await self._answered(replica)
+            if answered:
+                self._heard()
+            self._first.discard(replica)
+            if not self._first:
+                asked()
+            await discovery.pause(replica, answered=answered)
+
+    async def _answered(self, replica: Replica) -> bool:
+        try:
+            replica.capability = await discovery.capability(self._transport, replica)
+        except BackendError as exc:
+            if replica.url not in self._silent:
+                self._silent.add(replica.url)
+                why = type(exc).__name__
+                logger.warning("%s does not answer yet (%s)", replica.url, why)
+            return False
+        if replica.url in self._silent:
+            self._silent.discard(replica.url)
+            logger.warning("%s answers now", replica.url)
+        return True
+
+
+def _identity(settings: ReplicaSettings) -> tuple[Any, ...]:
+    """What makes it the same server, asked in the same way. Weight and concurrency may change."""
+    at = (settings.scheme, settings.host, settings.address, settings.port, settings.base)
+    return (*at, settings.api_key, settings.ca_file)
+
+
+def made(settings: ReplicaSettings) -> Replica:
+    """A server nothing is known of yet. Raises BadFile."""
+    return Replica(
+        url=settings.url,
+        origin=Origin(settings.host, settings.port, tls_context(settings), settings.address),
+        base=settings.base,
+        weight=settings.weight,
+        concurrency=settings.concurrency,
+        credential=settings.api_key,
+    )
+
+
+def tls_context(settings: ReplicaSettings) -> ssl.SSLContext | None:
+    """How a server is spoken to over TLS; None for plain HTTP. Raises BadFile."""
+    if settings.scheme != "https":
+        return None
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as exc:  # ssl.SSLError is one
+        why = exc.strerror or exc
+        raise BadFile(f"{settings.ca_file!r} holds no certificates of use: {why}") from None

@@ -1,0 +1,169 @@
+"""What several workers tell each other of the engines, by way of their supervisor.
+
+It probes every engine once for all of them, adds up what they have under way, passes on which
+requests were in flight at an engine's death, and remembers what the operator took out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from base64 import b64decode, b64encode
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from backends.base import Kind, Replica
+from backends.kinds import KINDS
+from backends.probes import Prober, Verdict
+from backends.transport import Transport
+from gateway.board import Board, Work
+from gateway.channel import Channel
+from gateway.fleet import made
+from gateway.settings import ReplicaSettings
+
+#: How often the workers hear what the others have under way, in seconds.
+SHARED_EVERY = 0.2
+#: Deaths that a worker hired later still hears of; they count for ten minutes.
+_MOST_DEATHS = 1000
+
+#: How often it is looked which servers there are to probe, in seconds.
+_LOOK = 1.0
+
+#: A server as its worker has it: its settings and its kind.
+Probed = list[tuple[ReplicaSettings, str]]
+
+
+class Line(Protocol):
+    """The way to one worker."""
+
+    def tell(self, name: str, payload: Any = None) -> None: ...
+
+
+def packed(probed: Probed) -> str:
+    """For the channel: it holds types that JSON has not, and both ends are ours."""
+    return b64encode(pickle.dumps(probed)).decode()
+
+
+class Watch:
+    """Mutable state: `_lines`, the workers; `_work`, what each has under way, and `_stale`, whether
+    the others have yet to hear of it; `_probed`, the servers they use now; `_verdicts`, the newest;
+    `_deaths`, the bodies that were blamed lately; `drained`, the URLs taken out.
+    """
+
+    def __init__(self) -> None:
+        self.drained: set[str] = set()
+        self._lines: dict[Line, None] = {}
+        self._work: dict[Line, Work] = {}
+        self._stale = False
+        self._probed = ""
+        self._verdicts: list[Any] = []
+        self._deaths: deque[Sequence[str]] = deque(maxlen=_MOST_DEATHS)
+        self._transport = Transport()
+        self._prober = Prober(self._saw, self._transport)
+
+    def joined(self, line: Line) -> None:
+        """A worker came: it is told what the others know."""
+        self._lines[line] = None
+        for url in self.drained:
+            line.tell("drain", {"url": url, "out": True})
+        for death in self._deaths:
+            line.tell("blamed", death)
+        line.tell("verdicts", self._verdicts)
+        self._stale = True
+
+    def left(self, line: Line) -> None:
+        """A worker is gone, and with it what it had under way."""
+        self._lines.pop(line, None)
+        self._work.pop(line, None)
+        self._stale = True
+
+    # What workers tell
+
+    def work(self, line: Line, work: Work) -> None:
+        self._work[line] = work
+        self._stale = True
+
+    def blamed(self, line: Line, death: Sequence[str]) -> None:
+        self._deaths.append(death)
+        for other in self._lines:
+            if other is not line:
+                other.tell("blamed", death)
+
+    def replicas(self, probed: str) -> None:
+        """The servers to probe; the worker that told last knows the newest."""
+        if probed == self._probed:
+            return
+        self._probed = probed
+        told: Probed = pickle.loads(b64decode(probed))
+        by_url = {settings.url: (made(settings), KINDS[kind]) for settings, kind in told}
+        self._prober.watch(list(by_url.values()))
+
+    # What it does by itself
+
+    async def run(self) -> None:
+        """Probe and pass on, until cancelled."""
+        try:
+            await asyncio.gather(self._prober.run(), self._share())
+        finally:
+            await self._transport.close()
+
+    async def _share(self) -> None:
+        while True:
+            await asyncio.sleep(SHARED_EVERY)
+            if self._stale:
+                self._stale = False
+                for line in self._lines:
+                    line.tell("elsewhere", added(w for of, w in self._work.items() if of != line))
+
+    def _saw(self, verdicts: Sequence[Verdict]) -> None:
+        self._verdicts = msgspec.to_builtins(list(verdicts))
+        for line in self._lines:
+            line.tell("verdicts", self._verdicts)
+
+
+def added(several: Iterable[Work]) -> Work:
+    """What several workers have under way together."""
+    whole: Work = {}
+    for work in several:
+        for url, (flights, tokens) in work.items():
+            known = whole.get(url, (0, 0))
+            whole[url] = known[0] + flights, known[1] + tokens
+    return whole
+
+
+async def alone(board: Board, replicas: Callable[[], Iterable[tuple[Replica, Kind]]]) -> None:
+    """What the only process of a gateway does in place of a supervisor, until cancelled."""
+    transport = Transport()
+    prober = Prober(board.judge, transport)
+
+    async def look() -> None:
+        while True:
+            board.joined()
+            prober.watch(replicas())
+            await asyncio.sleep(_LOOK)
+
+    try:
+        await asyncio.gather(look(), prober.run())
+    finally:
+        await transport.close()
+
+
+async def among(board: Board, probed: Callable[[], Probed], channel: Channel) -> None:
+    """What one worker of several tells its supervisor, until cancelled."""
+    told_work: Work = {}
+    told_servers: Probed = []
+    while True:
+        servers = probed()
+        if servers != told_servers:
+            board.joined()
+            told_servers = servers
+            channel.tell("replicas", packed(servers))
+        work = board.work()
+        if work != told_work:
+            told_work = work
+            channel.tell("work", work)
+        await channel.drained()
+        await asyncio.sleep(SHARED_EVERY)

@@ -1,0 +1,144 @@
+"""Whether an engine gets on, by its figures: only one that has work and makes no step is stuck."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.progress import Figures, Progress, read
+
+PAGE = b"""\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
+vllm:num_requests_running{engine="1",model_name="tiny"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 7.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 100.0
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} 0.75
+vllm:iteration_tokens_total_bucket{engine="0",le="1.0"} 5.0
+vllm:iteration_tokens_total_count{engine="0",model_name="tiny"} 1.5e+03
+vllm:iteration_tokens_total_sum{engine="0",model_name="tiny"} 9999.0
+"""
+
+
+def test_the_figures_of_all_engines_of_a_server_are_added_up() -> None:
+    assert read(PAGE) == Figures(running=5, waiting=7, kv=0.75, steps=1500)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"",
+        b"not metrics at all \xff\xfe",
+        PAGE.replace(b"iteration_tokens_total_count", b"other"),
+        PAGE.replace(b"} 3.0", b"} 3.0.0"),
+        PAGE.replace(b"} 3.0", b"} --"),
+        PAGE.replace(b"} 3.0", b"} 1e999"),
+        b"<html>404</html>",
+    ],
+)
+def test_a_page_without_all_figures_has_none(page: bytes) -> None:
+    assert read(page) is None
+
+
+class Engine:
+    """An engine that is looked at once a second. Mutable state: its figures and the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.steps = 0
+        self.running = 1
+        self.progress = Progress(self.now)
+
+    def looked(self, seconds: int, *, every: int = 0) -> str:
+        """After so many looks, with a step at each `every`-th; what is said of it then."""
+        for second in range(seconds):
+            self.now += 1
+            if every and second % every == 0:
+                self.steps += 1
+            self.progress.saw(self.now, Figures(self.running, 0, 0.1, self.steps))
+        return self.progress.stuck
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def test_one_that_steps_is_never_stuck(engine: Engine) -> None:
+    assert not engine.looked(200, every=1)
+
+
+def test_ten_seconds_without_a_step_are_stuck(engine: Engine) -> None:
+    engine.looked(30, every=1)
+    assert not engine.looked(9)
+    assert engine.looked(2) == "no step for 11 s with 1 requests running"
+
+
+def test_one_with_nothing_to_do_is_not_stuck(engine: Engine) -> None:
+    engine.looked(10, every=1)
+    engine.running = 0
+    assert not engine.looked(300)
+
+
+def test_its_time_begins_when_work_does(engine: Engine) -> None:
+    engine.running = 0
+    engine.looked(300)
+    engine.running = 1
+    assert not engine.looked(9)
+    assert engine.looked(2)
+
+
+def test_one_that_goes_on_is_not_stuck_any_more(engine: Engine) -> None:
+    engine.looked(10, every=1)
+    assert engine.looked(20)
+    assert not engine.looked(1, every=1)
+
+
+def test_one_that_pauses_long_is_given_five_of_its_pauses(engine: Engine) -> None:
+    engine.looked(60, every=6)
+    assert not engine.looked(12)
+    assert engine.looked(20)
+
+
+def test_a_long_pause_is_forgotten_with_time(engine: Engine) -> None:
+    engine.looked(61, every=30)
+    engine.looked(300, every=1)
+    assert engine.looked(15)
+
+
+def test_even_the_longest_pause_does_not_blind_it_for_ever(engine: Engine) -> None:
+    engine.looked(1, every=1)
+    engine.looked(1000)
+    engine.looked(1, every=1)
+    engine.looked(301)
+    assert engine.progress.stuck
+
+
+def test_another_process_in_its_place_begins_anew(engine: Engine) -> None:
+    engine.looked(121, every=40)
+    engine.steps = -1
+    engine.looked(1, every=1)
+    assert not engine.looked(9)
+    assert engine.looked(3)
+
+
+def test_a_server_without_figures_is_not_judged(engine: Engine) -> None:
+    engine.looked(5, every=1)
+    for _ in range(100):
+        engine.now += 1
+        engine.progress.saw(engine.now, None)
+    assert not engine.progress.stuck
+    assert not engine.progress.silent
+
+
+def test_ten_seconds_without_an_answer_are_silence_and_an_answer_ends_it(engine: Engine) -> None:
+    engine.looked(5, every=1)
+    for second in range(1, 13):
+        engine.progress.silence(engine.now + second)
+        assert bool(engine.progress.silent) is (second >= 10)
+    assert engine.progress.silent == "no answer for 12 s"
+    assert not engine.progress.stuck
+    engine.now += 13
+    engine.looked(1, every=1)
+    assert not engine.progress.silent

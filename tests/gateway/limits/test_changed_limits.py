@@ -1,0 +1,134 @@
+"""A limit that changes while it is counted, in Redis and on the way there: nothing starts over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from itertools import count
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis as Client
+
+from gateway.limits.base import SECOND, Claim, Decision, Rule, Settlement, Window
+from gateway.limits.redis import Redis
+from tests.fakes.redis import RedisServer
+from tests.gateway.limits.scripted import Scripted, carried, gone
+from tests.gateway.limits.scripted import claim as named
+
+PREFIX = "{fairgate}"
+MINUTE = Rule("key", ["k"], "requests", "minute", 60)
+ids = (f"id-{number}" for number in count())
+
+
+@pytest_asyncio.fixture
+async def stores(redis_server: RedisServer) -> AsyncIterator[list[Redis]]:
+    """Two gateways."""
+    async with AsyncExitStack() as stack:
+        made = [Redis(redis_server.url, PREFIX) for _ in range(2)]
+        for store in made:
+            stack.push_async_callback(store.close)
+        yield made
+
+
+@pytest.fixture
+def store(stores: list[Redis]) -> Redis:
+    return stores[0]
+
+
+@pytest_asyncio.fixture
+async def inside(redis_server: RedisServer) -> AsyncIterator[Any]:
+    """A client that looks at what is kept."""
+    async with Client.from_url(redis_server.url) as client:
+        yield client
+
+
+def claim(*lines: tuple[Rule, int]) -> Claim:
+    return Claim(next(ids), lines)
+
+
+async def ask(store: Redis, *lines: tuple[Rule, int]) -> Decision:
+    [decision] = await store.turn([], [claim(*lines)])
+    return decision
+
+
+async def left(store: Redis, rule: Rule) -> int:
+    [(left, _)] = await store.levels([rule])
+    return left
+
+
+def allowing(before: int, window: Window | None = "minute") -> Rule:
+    return Rule("key", ["r"], "concurrency" if window is None else "tokens", window, before)
+
+
+@pytest.mark.parametrize(
+    ("window", "before", "used", "after", "left_then"),
+    [
+        ("minute", 60, 10, 600, 590),
+        ("minute", 60, 60, 90, 30),
+        ("minute", 600, 300, 7, 0),
+        ("minute", 7, 3, 11, 8),
+        ("day", 100, 40, 1000, 960),
+        ("day", 100, 40, 10, 0),
+        (None, 5, 2, 3, 1),
+    ],
+)
+async def test_with_another_limit_what_was_used_stays_used(
+    store: Redis, window: Window | None, before: int, used: int, after: int, left_then: int
+) -> None:
+    rule = allowing(before, window)
+    assert (await ask(store, (rule, used))).refused is None
+    rule.allow(after)
+    found = await left(store, rule)
+    assert left_then <= found <= left_then + 2 * after // 60  # what two slow seconds drain
+    assert (await ask(store, (rule, left_then + after // 10 + 20))).refused == 0
+
+
+async def test_a_lowered_limit_makes_no_debt(store: Redis) -> None:
+    rule = allowing(600)
+    assert (await ask(store, (rule, 600))).refused is None
+    rule.allow(60)
+    assert (await ask(store, (rule, 5))).wait <= 5 * SECOND
+
+
+async def test_what_ends_is_settled_by_the_limit_there_is_then(store: Redis, inside: Any) -> None:
+    rule = allowing(600_000)
+    asked = claim((rule, 100_000))
+    await store.turn([], [asked])
+    rule.allow(60)
+    await store.turn([Settlement(asked.id, [(rule, 100_000, 99_990)])], [])
+    assert await left(store, rule) in (10, 11, 12)
+    # Its drain is the new one: nothing of the old limit is left in what is kept.
+    kept_as = (await inside.get(f"{PREFIX}:{rule.key}")).split(b":")
+    assert [int(n) for n in kept_as[2:]] == [rule.unit, rule.drain]
+
+
+async def test_gateways_with_different_limits_count_the_same_use(stores: list[Redis]) -> None:
+    slow, fast = allowing(70), allowing(110)
+    for _ in range(10):
+        await ask(stores[0], (slow, 1))
+        await ask(stores[1], (fast, 1))
+    assert await left(stores[0], slow) in range(50, 56)
+    assert await left(stores[1], fast) in range(90, 96)
+
+
+async def test_what_was_kept_without_its_scale_still_counts(store: Redis, inside: Any) -> None:
+    now = (await ask(store)).at
+    await inside.set(f"{PREFIX}:{MINUTE.key}", f"{30 * MINUTE.unit}:{now}")
+    assert await left(store, MINUTE) in (30, 31, 32)
+
+
+@pytest.mark.parametrize(("after", "passing"), [(20, 12), (9, 1), (5, 0)])
+async def test_local_goes_on_from_what_was_used_where_the_limit_is_another_now(
+    after: int, passing: int
+) -> None:
+    rule = Rule("team", ("search",), "requests", "day", 10)
+    store = Scripted()
+    async with carried(store) as courier:
+        store.level = (2, 57_000_000)
+        await courier.decide(named("a", [(rule, 1)]))
+        rule.allow(after)
+        await gone(courier, store)
+        asked = [await courier.decide(named(n, [(rule, 1)])) for n in range(20)]
+        assert [decision.refused for decision in asked].count(None) == passing

@@ -1,0 +1,139 @@
+"""What a process is told of its engines, and what it tells of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from backends.base import Replica
+from backends.errors import EngineStuck, KillsEngines
+from backends.probes import Verdict
+from backends.quarantine import Quarantine
+from gateway.board import Board
+from tests.gateway.pools import replica
+
+
+class Flying:
+    """A call on its way. Mutable state: `failures`, what it was ended with."""
+
+    def __init__(self) -> None:
+        self.failures: list[Exception] = []
+
+    def fail(self, exc: Exception) -> None:
+        self.failures.append(exc)
+
+
+class Waiting:
+    """A sink to which nothing was said for a minute."""
+
+    promised = False
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic() - 60
+
+
+class Case:
+    """A board of three replicas, two of them at one URL."""
+
+    def __init__(self) -> None:
+        self.one, self.two = replica("http://gpu1:8000"), replica("http://gpu2:8000")
+        self.same = replica("http://gpu1:8000", concurrency=4)
+        self.replicas = [self.one, self.two, self.same]
+        self.quarantine = Quarantine(b"secret", time.monotonic)
+        self.board = Board(lambda: self.replicas, self.quarantine, time.monotonic)
+
+    def waits(self, at: Replica) -> Flying:
+        flying: Any = Flying()
+        sink: Any = Waiting()
+        at.flights[flying] = sink
+        at.in_flight += 1
+        return flying  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def case() -> Case:
+    return Case()
+
+
+def verdict(url: str = "http://gpu1:8000", **more: Any) -> Verdict:
+    given = {"reachable": True, "stuck": "", "silent": "", "running": 0, "waiting": 0, "kv": 0.0}
+    return Verdict(**{"url": url, "known": True, **given, **more})
+
+
+def test_a_verdict_is_that_of_every_replica_at_its_url(case: Case) -> None:
+    case.board.judge([verdict(running=3, waiting=2, kv=0.5)])
+    for each in (case.one, case.same):
+        assert each.load is not None
+        assert (each.load.running, each.load.waiting, each.load.kv) == (3, 2, 0.5)
+    assert case.two.load is None
+
+
+def test_what_waits_at_an_engine_found_stuck_moves_at_once(case: Case) -> None:
+    moved, stays = case.waits(case.one), case.waits(case.two)
+    case.board.judge([verdict(stuck="no step for 12 s", running=1)])
+    assert [type(exc) for exc in moved.failures] == [EngineStuck]
+    assert stays.failures == []
+    assert not case.one.choosable(time.monotonic())
+    assert case.one.health.why(time.monotonic()) == "no step for 12 s"
+    case.board.judge([verdict(stuck="no step for 13 s", running=1)])
+    assert len(moved.failures) == 1
+
+
+def test_an_engine_found_dead_blames_what_failed_there_just_now(case: Case) -> None:
+    for url, at in (("http://gpu1:8000", case.one), ("http://gpu2:8000", case.two)):
+        case.quarantine.suspect(at, b"{}")
+        case.board.judge([verdict(url, reachable=False, known=False)])
+    with pytest.raises(KillsEngines):
+        case.quarantine.check(b"{}")
+
+
+def test_an_engine_that_is_merely_stuck_blames_nothing(case: Case) -> None:
+    for url, at in (("http://gpu1:8000", case.one), ("http://gpu2:8000", case.two)):
+        case.quarantine.suspect(at, b"{}")
+        case.board.judge([verdict(url, stuck="no step", running=1)])
+    case.quarantine.check(b"{}")
+
+
+def test_an_engine_that_answers_again_is_not_down_any_more(case: Case) -> None:
+    case.board.judge([verdict(reachable=False, known=False)])
+    assert case.one.health.down
+    case.board.judge([verdict()])
+    assert not case.one.health.down
+
+
+def test_it_tells_what_is_under_way_added_up_by_url(case: Case) -> None:
+    assert case.board.work() == {}
+    case.one.in_flight, case.one.outstanding = 2, 900
+    case.same.in_flight, case.same.outstanding = 1, 100
+    assert case.board.work() == {"http://gpu1:8000": (3, 1000)}
+
+
+def test_what_others_have_under_way_counts_until_they_tell_otherwise(case: Case) -> None:
+    case.one.outstanding = 10
+    case.board.elsewhere({"http://gpu1:8000": [2, 500]})
+    assert (case.one.elsewhere, case.one.work) == ((2, 500), 510)
+    assert case.two.work == 0
+    case.board.elsewhere({})
+    assert case.one.work == 10
+
+
+def test_what_was_taken_out_stays_out_for_replicas_that_come_later(case: Case) -> None:
+    assert case.board.drain("http://gpu1:8000")
+    assert case.one.drained
+    assert case.same.drained
+    assert not case.two.drained
+    late = replica("http://gpu1:8000")
+    case.replicas.append(late)
+    case.board.joined()
+    assert late.drained
+    assert case.board.drain("http://gpu1:8000", out=False)
+    assert not any(each.drained for each in case.replicas)
+
+
+def test_an_url_that_nobody_has_is_not_remembered(case: Case) -> None:
+    assert not case.board.drain("http://gpu9:8000")
+    case.replicas.append(replica("http://gpu9:8000"))
+    case.board.joined()
+    assert not case.replicas[-1].drained
