@@ -5,7 +5,11 @@ Pure: the clock comes in with each call, in seconds of a monotonic clock, and no
     UP ── 3 connections or 5 requests failed in a row, a stall, or a probe's word ──→ EJECTED
     EJECTED ── 5 s × 2^n and jitter are over, no probe speaks against it ──→ PROBATION
     PROBATION ── one request at a time: served ──→ SLOW_START, failed ──→ EJECTED, for longer
-    SLOW_START ── 10 s ──→ UP
+    EJECTED ── served all the same, and no probe speaks against it ──→ SLOW_START
+    SLOW_START ── 10 s ──→ UP; it is ejected as one that is up
+
+A probe's word stands against all that requests do: an engine that shuts down still finishes what it
+had, and what fails at one that is known to be gone says nothing of the one that will come.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from enum import Enum
 #: Failures in a row that eject: of connections, and of requests that were sent.
 _CONNECTS = 3
 _ERRORS = 5
-#: Seconds of the first ejection, doubled each time up to the longest, and the jitter's share.
+#: Seconds of the first ejection, how often they are doubled, the longest, and the jitter's share.
 _FIRST = 5.0
+_DOUBLED = 4
 _LONGEST = 60.0
 _JITTER = 0.2
 #: How long a replica that returned is spared, in seconds, and the share it begins with.
@@ -92,6 +97,8 @@ class Health:
     def served(self, now: float) -> bool:
         """It answered a request well; whether it is back by that."""
         self._connects = self._errors = 0
+        if self.down:
+            return False
         if self._until:
             self._until = 0.0
             self._since = now
@@ -102,28 +109,28 @@ class Health:
 
     def connect_failed(self, now: float) -> bool:
         """No connection could be made; whether it is ejected by that."""
-        self._connects += 1
-        if self._until and now < self._until:
+        if self.standing(now) is Standing.EJECTED:
             return False
+        self._connects += 1
         if self._until or self._connects >= _CONNECTS:
-            self._eject(now, f"{self._connects} connections in a row failed")
+            self._eject(now, _row(self._connects, "connection"))
             return True
         return False
 
     def failed(self, now: float, reason: str) -> bool:
         """A request failed there by its doing; whether it is ejected by that."""
+        if self.standing(now) is Standing.EJECTED:
+            return False
         self._connects = 0
         self._errors += 1
-        if self._until and now < self._until:
-            return False
         if self._until or self._errors >= _ERRORS:
-            self._eject(now, f"{self._errors} requests in a row failed, the last one: {reason}")
+            self._eject(now, _row(self._errors, "request", reason))
             return True
         return False
 
     def stalled(self, now: float, why: str) -> bool:
         """It stopped answering in the middle of its work; whether it is ejected by that."""
-        if self._until and now < self._until:
+        if self.standing(now) is Standing.EJECTED:
             return False
         self._eject(now, why)
         return True
@@ -131,7 +138,7 @@ class Health:
     def told(self, now: float, down: str) -> bool:
         """What a probe says: why nothing can be served there, empty where something can.
 
-        Whether that ejects it now.
+        Whether that is news, and what waits there should move.
         """
         before, self.down = self.down, down
         if not down or before:
@@ -141,8 +148,14 @@ class Health:
         return True
 
     def _eject(self, now: float, why: str) -> None:
-        seconds = min(_LONGEST, _FIRST * 2**self._ejections)
+        seconds = min(_LONGEST, _FIRST * 2 ** min(self._ejections, _DOUBLED))
         self._until = now + seconds * (1 + _JITTER * self._random())
         self._ejections += 1
         self._why = why
         self._connects = self._errors = 0
+
+
+def _row(failed: int, what: str, last: str = "") -> str:
+    if failed == 1:
+        return f"a {what} failed" + (last and f": {last}")
+    return f"{failed} {what}s in a row failed" + (last and f", the last one: {last}")

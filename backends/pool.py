@@ -18,6 +18,7 @@ from backends.errors import (
     DeadlinePassed,
     EngineDied,
     EngineStuck,
+    Refused,
     UpstreamTimeout,
 )
 from backends.pace import Pace
@@ -30,6 +31,10 @@ logger = logging.getLogger("fairgate")
 _BUSY = 1.0
 #: An engine that said something to anybody within so many seconds is not the one that stalls.
 _ALIVE = 10.0
+
+
+#: Statuses below 500 that are about the gateway's own credential, which no caller has a part in.
+_OURS = (401, 403)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class Pool:
             self.means.quarantine.died(replica)
         elif isinstance(failure, UpstreamTimeout):
             ejected = self._timed_out(replica, failure, now)
-        elif not isinstance(failure, EngineStuck):
+        elif not (isinstance(failure, EngineStuck) or _callers_doing(failure)):
             ejected = health.failed(now, failure.reason)
         if ejected:
             logger.warning("%s: %s is %s", self.name, replica.url, health.why(now))
@@ -142,6 +147,11 @@ class Pool:
         if ejected:
             evict(replica, str(failure))
         return ejected
+
+
+def _callers_doing(failure: BackendError) -> bool:
+    """Whether a caller alone can bring it about, as with a path that the server has not."""
+    return isinstance(failure, Refused) and failure.status < 500 and failure.status not in _OURS
 
 
 def heard(replica: Replica) -> float | None:

@@ -6,25 +6,23 @@ deadlocked, and is late while it works.
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass
 
 #: Seconds without a step, or without an answer, after which an engine has stopped.
 PATIENCE = 10.0
 #: So many times the longest pause between two steps that was seen is no normal pause.
 _PAUSES = 5
-#: A pause that is longer says nothing of the next, and each look forgets a little of the longest.
+#: A pause that is longer says nothing of the next, and with each step that is seen a little of the
+#: longest is forgotten: a quarter in a minute of work, nearly all in ten.
 _LONGEST_PAUSE = 60.0
-_KEPT = 0.98
+_KEPT = 0.995
 
-# A histogram's count, one for each step of the engine; the others are gauges.
-_STEPS = b"iteration_tokens_total_count"
-_FIGURE = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|"
-    + _STEPS
-    + rb")(?:\{[^\n]*\})? ([0-9.eE+-]+)\s*$",
-    re.MULTILINE,
-)
+_RUNNING = b"\nvllm:num_requests_running"
+_WAITING = b"\nvllm:num_requests_waiting"
+_KV = b"\nvllm:kv_cache_usage_perc"
+# A histogram's count: one for each step of an engine that brought somebody a token.
+_STEPS = b"\nvllm:iteration_tokens_total_count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,67 +40,94 @@ def read(page: bytes) -> Figures | None:
 
     Several engines or models of one server are added up; of the KV caches it is the fullest.
     """
-    found: dict[bytes, list[float]] = {}
-    for name, number in _FIGURE.findall(page):
-        try:
-            found.setdefault(name, []).append(float(number))
-        except ValueError:
-            return None
+    page = b"\n" + page
     try:
         return Figures(
-            running=int(sum(found[b"num_requests_running"])),
-            waiting=int(sum(found[b"num_requests_waiting"])),
-            kv=max(found[b"kv_cache_usage_perc"]),
-            steps=int(sum(found[_STEPS])),
+            running=int(sum(_numbers(page, _RUNNING))),
+            waiting=int(sum(_numbers(page, _WAITING))),
+            kv=min(1.0, max(_numbers(page, _KV))),
+            steps=int(sum(_numbers(page, _STEPS))),
         )
-    except (KeyError, OverflowError):
+    except (ValueError, IndexError, OverflowError):
         return None
 
 
+def _numbers(page: bytes, name: bytes) -> list[float]:
+    """What the lines of that name say. Raises ValueError or IndexError where they say nothing.
+
+    Searching is far quicker than looking at each line: a page has 100 KB, of which nearly all is of
+    no interest, and each engine has a new one each second.
+    """
+    numbers = []
+    at = page.find(name)
+    while at >= 0:
+        begin = at + len(name)
+        end = page.find(b"\n", begin)
+        line = page[begin : end if end >= 0 else len(page)]
+        if line[:1] in (b"{", b" "):  # else another name begins like this one
+            number = float(line.rpartition(b"}")[2].split()[0])
+            if not 0 <= number < math.inf:
+                raise ValueError("not an amount")
+            numbers.append(number)
+        at = page.find(name, begin)
+    if not numbers:
+        raise ValueError(f"no {name!r}")
+    return numbers
+
+
 class Progress:
-    """Mutable state: `_steps` at the last look and `_since`, when they last grew or nothing ran;
-    `_longest`, the longest pause between steps seen while something ran; `_answered`, when the last
-    answer came, and `_now`, when it was last looked.
+    """Mutable state: the newest `_figures`, the `_steps` last known, and `_since`, when the figures
+    last showed that it works or that nothing runs; `_longest`, the longest pause between steps seen
+    while something ran; `_answered`, when the last answer came; `_unanswered`, when the first
+    question after it was asked, None where none was; `_now`, when that was last found to be so.
     """
 
-    __slots__ = ("_answered", "_longest", "_now", "_running", "_since", "_steps")
+    __slots__ = (*("_answered", "_figures", "_longest", "_now", "_since", "_steps", "_unanswered"),)
 
     def __init__(self, now: float) -> None:
-        self._steps = -1
-        self._running = 0
+        self._figures: Figures | None = None
+        self._steps = 0
         self._since = self._answered = self._now = now
+        self._unanswered: float | None = None
         self._longest = 0.0
 
     def saw(self, now: float, figures: Figures | None) -> None:
         """An answer came; None where it had no figures."""
-        self._now = self._answered = now
-        self._longest *= _KEPT
+        before, self._figures = self._figures, figures
+        self._answered = now
+        self._unanswered = None
         if figures is None:
-            self._running = 0
             return
-        stepped = figures.steps != self._steps
         if figures.steps < self._steps:
             self._longest = 0.0  # another process: what was seen of the one before is nothing to it
-        elif stepped and self._running:
-            self._longest = max(self._longest, min(now - self._since, _LONGEST_PAUSE))
-        if stepped or not (figures.running and self._running):
+            before = None
+        if before is None or not (before.running and figures.running):
             self._since = now
-        self._steps, self._running = figures.steps, figures.running
+        elif figures.steps > before.steps or figures.kv != before.kv:
+            # The pieces of a long prompt bring nobody a token, but fill the cache.
+            pause = min(now - self._since, _LONGEST_PAUSE)
+            self._longest = max(self._longest * _KEPT, pause)
+            self._since = now
+        self._steps = figures.steps
 
-    def silence(self, now: float) -> None:
-        """A connection was made and no answer came in time."""
+    def silence(self, asked: float, now: float) -> None:
+        """The question of `asked` reached it, and no answer came until now."""
+        if self._unanswered is None:
+            self._unanswered = asked
         self._now = now
 
     @property
     def stuck(self) -> str:
         """Why it makes no progress; empty where it does, or has nothing to do."""
+        if self._figures is None:
+            return ""
         pause = self._answered - self._since
-        if self._running and pause >= max(PATIENCE, _PAUSES * self._longest):
-            return f"no step for {pause:.0f} s with {self._running} requests running"
-        return ""
+        if pause < max(PATIENCE, _PAUSES * self._longest):
+            return ""
+        return f"no step for {pause:.0f} s, requests running: {self._figures.running}"
 
     @property
     def silent(self) -> str:
         """Why it may have stopped altogether; a busy server can be this slow."""
-        silence = self._now - self._answered
+        silence = 0.0 if self._unanswered is None else self._now - self._unanswered
         return f"no answer for {silence:.0f} s" if silence >= PATIENCE else ""

@@ -8,12 +8,13 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from backends.base import Origin, Replica
-from backends.connection import Limits
+from backends.connection import LARGEST_READ, Limits
 from backends.errors import (
     BackendError,
     BadAnswer,
@@ -189,6 +190,37 @@ async def test_data_is_handed_over_once_for_each_read(transport: Transport) -> N
         await told(transport, engine.port, sink)
     assert len(sink.body) == 900
     assert sink.pieces == 1
+
+
+async def test_no_read_takes_in_more_than_its_most(transport: Transport) -> None:
+    class Measuring(Kept):
+        largest = 0
+
+        def data(self, piece: bytes) -> None:
+            super().data(piece)
+            self.largest = max(self.largest, len(piece))
+
+    size = 20 * LARGEST_READ
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size
+    sink = Measuring()
+    async with Engine([Send(head + b"x" * size)]) as engine:
+        await told(transport, engine.port, sink)
+    assert len(sink.body) == size
+    assert sink.largest <= LARGEST_READ
+
+
+async def test_connections_that_share_their_room_do_not_mix_their_answers(
+    transport: Transport,
+) -> None:
+    def script(n: int) -> list[Step]:
+        pieces = [b"%d" % n * 5_000 for _ in range(20)]
+        return [Send(CHUNKED), *(step for p in pieces for step in (Chunk(p), Sleep(0))), Fin()]
+
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(Engine(script(n))) for n in range(9)]
+        sinks = await asyncio.gather(*(told(transport, engine.port) for engine in engines))
+    for n, sink in enumerate(sinks):
+        assert bytes(sink.body) == b"%d" % n * 100_000
 
 
 # TLS

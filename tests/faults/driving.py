@@ -38,7 +38,7 @@ TIMES = {
     "lame_duck": "0",
     "drain": "30s",
 }
-_SLOTS = 64
+_SLOTS, REQUESTS = 2_000, 100_000
 
 
 def text_of(*urls: str, times: Mapping[str, str] | None = None, model: str = "") -> str:
@@ -48,7 +48,7 @@ def text_of(*urls: str, times: Mapping[str, str] | None = None, model: str = "")
         *urls,
         model=model,
         timeouts=f"{{{timeouts}}}",
-        more=f"limits: {{requests_per_month: 1000, concurrency: {_SLOTS}}}\n",
+        more=f"limits: {{requests_per_month: {REQUESTS}, concurrency: {_SLOTS}}}\n",
     )
 
 

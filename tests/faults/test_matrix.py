@@ -76,10 +76,15 @@ async def test_a_fault_is_hidden_or_told_honestly_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if isinstance(case, Staged):
-        await case.play(Stage(tmp_path, monkeypatch, caplog))
-        return
-    shorten(monkeypatch, case)
+    async with asyncio.timeout(90):
+        if isinstance(case, Staged):
+            await case.play(Stage(tmp_path, monkeypatch, caplog))
+        else:
+            shorten(monkeypatch, case)
+            await play(case, alone)
+
+
+async def play(case: Case, alone: bool) -> None:
     async with struck(case) as engine, Engine() as other:
         others = () if alone else (other,)
         seen = (engine,) if isinstance(engine, Engine) else ()
@@ -177,7 +182,11 @@ class Play:
         if not self.alone:
             gateway.replica(self.other.url).drained = False
         await self.strike()
-        answers = dict(zip(fates, await asyncio.gather(*asked.values()), strict=True))
+        try:
+            answers = dict(zip(fates, await asyncio.gather(*asked.values()), strict=True))
+        finally:
+            for task in asked.values():
+                task.cancel()
         seen = [self.engine] if isinstance(self.engine, Engine) else []
         await gateway.nothing_held(*seen, self.other)
         assert all(each.sent < len(asked) * BUFFERS for each in seen), "too much was taken in"

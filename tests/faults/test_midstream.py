@@ -123,11 +123,6 @@ async def test_no_end_of_an_engine_looks_like_the_end_of_an_answer(count: int) -
     await until(lambda: sockets() <= before)
 
 
-@pytest.mark.parametrize(
-    "offsets",
-    [[700], pytest.param([0, 1, 333, 700, 900, 1100, 1300], marks=pytest.mark.slow)],
-    ids=["one", "many"],
-)
 async def test_a_stream_that_stands_still_is_ended_by_an_error() -> None:
     timeouts = "{stall: 300ms, heartbeat: 100ms, lame_duck: 0}"
     async with EngineProcess("slow_stream") as engine:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,8 @@ def descriptors(pid: int) -> int:
 def serve(folder: Path, engine: Engine, client_write: str) -> Command:
     file = folder / "fairgate.yaml"
     timeouts = f"{{client_write: {client_write}, lame_duck: 0}}"
-    file.write_text(configured(engine.url, timeouts=timeouts))
+    # Not vllm: that one's progress does not stop with its sockets, as this engine's does.
+    file.write_text(configured(engine.url, model="kind: openai", timeouts=timeouts))
     return Command("serve", "--config", str(file))
 
 
@@ -129,11 +131,11 @@ async def test_callers_that_never_read_cost_256_kb_each_and_are_forgotten(
         async with crowd(port, kind, size):
             await stands_still(engine, 5 + size)
             grown = resident(command.pid) - before
-            assert descriptors(command.pid) >= quiet + 2 * size
+            assert descriptors(command.pid) >= 2 * size
         print(f"{size} callers that never read, {kind} events: {grown // size >> 10} KiB each")
         assert grown / size <= EACH
         await engine.until(lambda: len(engine.aborts) == 5 + size, 60)
-        await until(lambda: descriptors(command.pid) <= quiet, 10)
+        await until(lambda: descriptors(command.pid) <= quiet + 2, 10)  # a probe or two
         # What was freed is used again, less what the allocator scatters: a second crowd that
         # stood beside the remains of the first would double it.
         async with crowd(port, kind, size):
@@ -145,14 +147,23 @@ async def test_callers_that_never_read_cost_256_kb_each_and_are_forgotten(
         await engine.until(lambda: len(engine.aborts) == 5 + 2 * size, 60)
 
 
-async def test_callers_that_never_read_are_given_up_and_counted() -> None:
+async def given_up(callers: int) -> tuple[list[dict[str, Any]], bytes]:
+    """So many callers that never read, until all are given up: the log, and the metrics then."""
     timeouts = "{client_write: 1s, lame_duck: 0}"
     async with Narrow(endless) as engine:
         async with serving(configured(engine.url, timeouts=timeouts)) as gateway:
             async with nothing_left(gateway, engine):
-                async with crowd(gateway.port, "small", 20):
-                    await engine.until(lambda: len(engine.aborts) == 20, 20)
-                    lines = await gateway.logged(20)
-            told = await request(gateway.admin_port, "GET", "/metrics")
+                async with crowd(gateway.port, "small", callers):
+                    await engine.until(lambda: len(engine.aborts) == callers, 20)
+                    lines = await gateway.logged(callers)
+            return lines, (await request(gateway.admin_port, "GET", "/metrics")).body
+
+
+async def test_callers_that_never_read_are_given_up_and_their_engines_freed() -> None:
+    lines, _ = await given_up(20)
     assert {(line["outcome"], line["status"]) for line in lines} == {("client_gone", 200)}
-    assert b'fairgate_stream_failures_total{pool="tiny",reason="client_stall"} 20' in told.body
+
+
+async def test_callers_that_never_read_are_counted() -> None:
+    _, metrics = await given_up(3)
+    assert b'fairgate_stream_failures_total{model="tiny",reason="client_stall"} 3' in metrics

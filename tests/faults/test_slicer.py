@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -59,7 +59,7 @@ class Sliced:
         assert len(said) == EVENTS
         return crlf(said) if self.crlf else said
 
-    def steps(self) -> Iterable[Step]:
+    def steps(self) -> Iterator[Step]:
         return sliced(render(stream(self.events())), random.Random(~self.seed))
 
     def heard(self) -> list[bytes]:
@@ -90,10 +90,19 @@ class Sliced:
         return f"seed {self.seed}: event {at} is {got[at : at + 2]!r}, not {want[at : at + 2]!r}"
 
 
-def answer(got: Received) -> Iterable[Step] | None:
-    if got.method != "POST":
-        return None
-    return Sliced(int(got.json()["messages"][0]["content"])).steps()
+class Slicing(Engine):
+    """Answers with the stream of the seed that it is asked for, and counts crumbs as progress."""
+
+    def __init__(self) -> None:
+        super().__init__(self._asked)
+
+    def _asked(self, got: Received) -> Iterator[Step] | None:
+        return self._counted(got) if got.method == "POST" else None
+
+    def _counted(self, got: Received) -> Iterator[Step]:
+        for step in Sliced(int(got.json()["messages"][0]["content"])).steps():
+            self.vllm.metrics["vllm:iteration_tokens_total_count"] += 1
+            yield step
 
 
 def test_the_streams_are_of_all_kinds() -> None:
@@ -117,7 +126,7 @@ async def test_sliced_streams_are_the_engines_own_events(tmp_path: Path, streams
     beats: Counter[str] = Counter()
     seeds = iter(range(streams))
     found: list[str] = []
-    async with Engine(answer) as engine:
+    async with Slicing() as engine:
         file.write_text(configured(engine.url, timeouts=TIMEOUTS))
         async with Command("serve", "--config", str(file)) as command:
             port = await command.listening()
