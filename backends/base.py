@@ -97,8 +97,8 @@ class Replica:
     Mutable state: `in_flight` requests and `outstanding` tokens of this process; `elsewhere`, the
     same two of the other processes; `load`, the engine's own newest figures; `health`; `busy`,
     until when it said that it has no room; `drained`, whether the operator took it out;
-    `flights`, the attempts under way and who takes their answers;
-    `last_error`; and `capability`, what it said of itself.
+    `flights`, the calls under way and whose they are; `last_error`; and `capability`, what it said
+    of itself.
     """
 
     url: str
@@ -114,7 +114,7 @@ class Replica:
     health: Health = field(default_factory=Health)
     busy: float = 0.0
     drained: bool = False
-    flights: dict[Flight, Sink] = field(default_factory=dict, repr=False)
+    flights: dict[Flight, Attempt] = field(default_factory=dict, repr=False)
     last_error: str | None = None
     capability: Capability = UNKNOWN
     #: Heads that stay the same from call to call, by path; filled by the kind.
@@ -186,6 +186,17 @@ class Sink(Protocol):
     def data(self, piece: bytes) -> None: ...
     def end(self) -> None: ...
     def broken(self, exc: BackendError) -> None: ...
+
+
+class Attempt(Protocol):
+    """Whose call is on its way to a replica."""
+
+    @property
+    def heard(self) -> float:
+        """When the engine last said something of it, as a `Sink` has it."""
+
+    def movable(self) -> bool:
+        """Whether nothing of it was promised and another replica can be asked in its place."""
 
 
 class Kind(Protocol):

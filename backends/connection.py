@@ -215,6 +215,17 @@ class Connection(asyncio.BufferedProtocol):
         transfer.broken(exc)
 
 
+class Held(asyncio.Protocol):
+    """A connection that says nothing. `lost` is done when the other side closes it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
 def tune(sock: socket.socket) -> None:
     """Send at once, and notice within a minute a server that vanished without a word."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):

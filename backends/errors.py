@@ -32,6 +32,8 @@ class BackendError(Exception):
     elsewhere: bool = True
     #: Whether it speaks against the replica: a bad request and a slow caller do not.
     blames: bool = True
+    #: Whether the metrics count it as a failed attempt.
+    counts: bool = True
     #: Whether it only says that there is no room now.
     busy: bool = False
     #: In how many seconds there may be room, where that is known.
@@ -51,7 +53,7 @@ class KillsEngines(BackendError):
 
     reason = "quarantined"
     elsewhere = False
-    blames = False
+    blames = counts = False
 
 
 class ConnectFailed(BackendError):
@@ -101,7 +103,7 @@ class StreamFailed(BackendError):
     def __init__(self, message: str, status: int = 500) -> None:
         super().__init__(message)
         self.status = status
-        self.elsewhere = self.blames = status >= 500
+        self.elsewhere = self.blames = self.counts = status >= 500
         self.busy = status in _BUSY
 
 
@@ -120,7 +122,7 @@ class Refused(BackendError):
         self.message = message
         self.param = param
         self.elsewhere = status >= 500 or status == 429
-        self.blames = status not in (400, 413, 422)
+        self.blames = self.counts = status not in (400, 413, 422)
         self.busy = status in _BUSY
 
 

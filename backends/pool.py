@@ -88,6 +88,11 @@ class Pool:
             return []
         return [replica for replica in self.replicas if not replica.capability.speaks(path)]
 
+    def others(self, tried: Sequence[Replica]) -> bool:
+        """Whether one that is well is left."""
+        now = self._clock()
+        return any(r.choosable(now) and r not in tried for r in self.replicas)
+
     def may_retry(self, failure: BackendError) -> bool:
         """Whether the failed attempt may be made again elsewhere; one retry is used up by that.
 
@@ -120,16 +125,19 @@ class Pool:
             if health.served(now):
                 logger.warning("%s: %s serves again", self.name, replica.url)
             return
+        if failure.counts:
+            self.means.observer.attempt_failed(self.name, replica, failure)
         if not failure.blames:
             return
         replica.last_error = str(failure)
-        self.means.observer.attempt_failed(self.name, replica, failure)
         ejected = False
         if failure.busy:
             replica.busy = now + _BUSY
         elif isinstance(failure, ConnectFailed):
             ejected = health.connect_failed(now)
             self.means.quarantine.died(replica)
+        elif isinstance(failure, EngineDied):
+            ejected = health.stalled(now, "it died")
         elif isinstance(failure, UpstreamTimeout):
             ejected = self._timed_out(replica, failure, now)
         elif not (isinstance(failure, EngineStuck) or _callers_doing(failure)):
@@ -141,7 +149,7 @@ class Pool:
         """One that is silent to all has stopped; one that is silent to one may only be slow."""
         if isinstance(failure, DeadlinePassed):
             return False  # the caller's time, or that of a whole answer: it may be working well
-        if any(now - sink.heard < _ALIVE for sink in replica.flights.values()):
+        if any(now - attempt.heard < _ALIVE for attempt in replica.flights.values()):
             return replica.health.failed(now, failure.reason)
         ejected = replica.health.stalled(now, str(failure))
         if ejected:
@@ -156,11 +164,14 @@ def _callers_doing(failure: BackendError) -> bool:
 
 def heard(replica: Replica) -> float | None:
     """When its engine last said something to a request under way, None where there is none."""
-    return max((sink.heard for sink in replica.flights.values()), default=None)
+    return max((attempt.heard for attempt in replica.flights.values()), default=None)
 
 
 def evict(replica: Replica, why: str) -> None:
-    """Take away what waits for a first event there, so that it can be sent elsewhere at once."""
-    for flight, sink in list(replica.flights.items()):
-        if not sink.promised:
+    """Take away what waits for a first event there and can be sent elsewhere at once.
+
+    What has nowhere else to go waits on: the engine may yet go on.
+    """
+    for flight, attempt in list(replica.flights.items()):
+        if attempt.movable():
             flight.fail(EngineStuck(f"{replica.url}: {why}"))

@@ -10,14 +10,23 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from backends.base import Headers, Origin, Replica, Sink
-from backends.connection import Connection, Limits, tune
-from backends.errors import BackendError, BadAnswer, ConnectFailed, UpstreamTimeout
+from backends.collected import Collected
+from backends.connection import Connection, Held, Limits, tune
+from backends.errors import (
+    BackendError,
+    BadAnswer,
+    ConnectFailed,
+    ConnectionBroken,
+    UpstreamTimeout,
+)
 
 #: How long it may take to find out whether a server that broke off is still there, in seconds.
 _MOMENT = 0.5
+#: A connection that is still there after so many seconds was taken by a server that lives.
+_LASTS = 0.1
 #: How many addresses of one name are tried: with more, none would have the time to answer.
 _MOST_ADDRESSES = 4
 
@@ -82,14 +91,21 @@ class Transport:
         return answer.status, b"".join(answer.pieces)
 
     async def reaches(self, origin: Origin) -> bool:
-        """Whether a new connection can be made there now, within a moment."""
+        """Whether a new connection can be made there now, and lasts for a moment.
+
+        A process that dies takes connections until its last socket is closed.
+        """
+        loop = asyncio.get_running_loop()
         within = min(_MOMENT, self.limits.connect)
         try:
-            transport, _ = await self._dial(origin, asyncio.Protocol, within)
+            transport, held = await self._dial(origin, lambda: Held(loop), within)
         except (ConnectFailed, OSError, UnicodeError):
             return False
-        transport.abort()
-        return True
+        try:
+            await asyncio.wait({held.lost}, timeout=_LASTS)
+            return not held.lost.done()
+        finally:
+            transport.abort()
 
     async def close(self) -> None:
         """Close every connection; transfers still under way are broken off."""
@@ -333,6 +349,9 @@ class Transfer:
 
     def broken(self, exc: BackendError) -> None:
         self._connection = None
+        if self._sent_at and isinstance(exc, ConnectFailed):
+            # It was on a connection before: the server may have had it, and died of it.
+            exc = ConnectionBroken(str(exc))
         if not self.done.done():
             self._finish(exc)
 
@@ -347,38 +366,3 @@ class Transfer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
-
-
-class Collected:
-    """A sink that keeps a small answer."""
-
-    def __init__(self, limit: int) -> None:
-        self.failure: BackendError | None = None
-        self.promised = False
-        self.heard = 0.0
-        self.status = 0
-        self.pieces: list[bytes] = []
-        self._room = limit
-        self._flight: Any = None
-
-    def begin(self, flight: Any, replica: Replica) -> None:
-        self._flight = flight
-
-    def sent(self) -> None:
-        pass
-
-    def head(self, status: int, headers: Headers) -> None:
-        self.status = status
-
-    def data(self, piece: bytes) -> None:
-        self._room -= len(piece)
-        if self._room < 0:
-            self._flight.fail(BadAnswer("an answer over its cap"))
-        else:
-            self.pieces.append(piece)
-
-    def end(self) -> None:
-        pass
-
-    def broken(self, exc: BackendError) -> None:
-        self.failure = exc

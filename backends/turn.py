@@ -8,14 +8,23 @@ from backends.pool import Pool
 
 #: A first try and one on another replica: more would turn one fault into many.
 _ATTEMPTS = 2
+#: Those that no engine had, because none could be connected to, harm nobody; they cost time.
+_CONNECTIONS = 4
 
 
 class Turn:
-    """For a `with`. `attempts` counts the replicas it went to; `replica` is the last of them."""
+    """For a `with`. `attempts` counts the replicas it went to; `replica` is the last of them.
+
+    Mutable state: these; `_tried`, who is not asked again, and `_sent`, how many of them may have
+    had the request; `_sink`, who takes the answer.
+    """
 
     def __init__(self, pool: Pool, demand: Demand) -> None:
         self._pool = pool
         self._demand = demand
+        self._tried: list[Replica] = []
+        self._sent = 0
+        self._sink: Sink | None = None
         self.attempts = 0
         self.replica: Replica | None = None
 
@@ -36,21 +45,18 @@ class Turn:
         """Deliver the answer of one replica to `sink`.
 
         A failed attempt is made again on another replica, once, while nothing was promised and the
-        pool may afford it. Raises the BackendError of the last attempt, and KillsEngines.
+        pool may afford it; one that no engine had does not count. Raises the BackendError of the
+        last attempt, and KillsEngines.
         """
         pool = self._pool
         pool.means.quarantine.check(call.body)
         pool.budget.request(call.again)
-        tried: list[Replica] = []
-        unfit = pool.unfit(call.path)
+        self._sink = sink
+        self._tried += pool.unfit(call.path)
         failure: BackendError | None = None
-        while len(tried) < _ATTEMPTS:
-            replica = pool.pick(self._demand, [*unfit, *tried], failure)
-            if replica is None or (failure is not None and not pool.may_retry(failure)):
-                break
+        while (replica := self._next(failure)) is not None:
             if failure is not None:
                 pool.retried(failure)
-            tried.append(replica)
             failure = await self._attempt(replica, call, sink)
             if failure is None:
                 return
@@ -59,17 +65,40 @@ class Turn:
             pool.means.quarantine.check(call.body)
         raise self._no_room(failure or NoReplica(f"{pool.name}: no replica has room"))
 
+    # An `Attempt`, as the replica has it while the call is on its way there
+
+    @property
+    def heard(self) -> float:
+        return self._sink.heard if self._sink is not None else 0.0
+
+    def movable(self) -> bool:
+        sink = self._sink
+        if sink is None or sink.promised or self._sent >= _ATTEMPTS:
+            return False
+        return self._pool.others(self._tried)
+
+    def _next(self, failure: BackendError | None) -> Replica | None:
+        """The replica to try now; None where it is over."""
+        if self._sent >= _ATTEMPTS or self.attempts >= _CONNECTIONS:
+            return None
+        replica = self._pool.pick(self._demand, self._tried, failure)
+        if replica is None or (failure is not None and not self._pool.may_retry(failure)):
+            return None
+        return replica
+
     async def _attempt(self, replica: Replica, call: Call, sink: Sink) -> BackendError | None:
         """Send `call` to `replica` and wait until `sink` has all of it; its failure, if any."""
         pool, tokens = self._pool, self._demand.tokens
         self.replica = replica
+        self._tried.append(replica)
         self.attempts += 1
+        self._sent += 1
         replica.in_flight += 1
         replica.outstanding += tokens
         try:
             request = pool.kind.prepare(call, replica)
             transfer = pool.means.transport.send(replica, request, sink)
-            replica.flights[transfer] = sink
+            replica.flights[transfer] = self
             try:
                 await transfer.done
             finally:
@@ -88,8 +117,11 @@ class Turn:
         self, replica: Replica, call: Call, failure: BackendError
     ) -> BackendError:
         """The failure, told apart from the engine's death, which this request may have caused."""
-        if failure.busy or isinstance(failure, ConnectFailed):
-            return failure  # that engine never had it
+        if isinstance(failure, ConnectFailed):
+            self._sent -= 1  # that engine never had it
+            return failure
+        if failure.busy:
+            return failure
         means = self._pool.means
         means.quarantine.suspect(replica, call.body)
         if not isinstance(failure, ConnectionBroken):

@@ -44,11 +44,14 @@ class Flying:
 
 
 class Waiting:
-    """A sink whose engine last spoke at `heard`."""
+    """An attempt whose engine last spoke at `heard`."""
 
-    def __init__(self, heard: float, promised: bool = False) -> None:
+    def __init__(self, heard: float, *, movable: bool = True) -> None:
         self.heard = heard
-        self.promised = promised
+        self._movable = movable
+
+    def movable(self) -> bool:
+        return self._movable
 
 
 @pytest.fixture
@@ -147,6 +150,7 @@ def test_other_failures_are_sent_again_as_the_budget_allows(clock: Clock) -> Non
         (Refused(500), 4, Standing.UP),
         (Refused(500), 5, Standing.EJECTED),
         (errors.StreamTruncated("cut"), 5, Standing.EJECTED),
+        (errors.EngineDied("gone"), 1, Standing.EJECTED),
         (errors.UpstreamTimeout("silent"), 1, Standing.EJECTED),
         (errors.FirstEventTimeout("silent"), 1, Standing.EJECTED),
         (errors.DeadlinePassed("the caller's"), 50, Standing.UP),
@@ -185,7 +189,7 @@ def test_a_good_answer_between_failures_keeps_it_in(clock: Clock) -> None:
 def test_one_slow_answer_says_little_while_others_flow(clock: Clock) -> None:
     one, *_ = three()
     pool = pool_of(clock, one)
-    one.flights[Flying()] = Waiting(clock.now - 9)  # type: ignore[assignment]
+    one.flights[Flying()] = Waiting(clock.now - 9)
     pool.judge(one, errors.UpstreamTimeout("silent"))
     assert one.health.standing(clock.now) is Standing.UP
     clock.now += 2
@@ -197,8 +201,8 @@ def test_what_waits_for_a_first_event_is_taken_from_an_engine_that_stalls(clock:
     one, *_ = three()
     pool = pool_of(clock, one)
     waiting, committed = Flying(), Flying()
-    one.flights[waiting] = Waiting(clock.now - 60)  # type: ignore[assignment]
-    one.flights[committed] = Waiting(clock.now - 60, promised=True)  # type: ignore[assignment]
+    one.flights[waiting] = Waiting(clock.now - 60)
+    one.flights[committed] = Waiting(clock.now - 60, movable=False)
     assert heard(one) == clock.now - 60
     pool.judge(one, errors.FirstEventTimeout("no event within 300 s"))
     assert [type(exc) for exc in waiting.failures] == [errors.EngineStuck]

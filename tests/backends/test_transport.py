@@ -396,3 +396,25 @@ async def test_closing_breaks_off_what_is_under_way(engine: Engine, deaf: int) -
     await asyncio.gather(*map(ended, [*carried, connecting, just_sent]))
     assert all(isinstance(sink.failure, BackendError) for sink in sinks)
     await engine.until_closed()
+
+
+async def test_a_server_that_lives_is_reached_and_one_that_is_gone_is_not(
+    transport: Transport,
+) -> None:
+    async with Engine() as engine:
+        at = replica(engine.port)
+        assert await transport.reaches(at.origin)
+        await engine.until_closed()
+        await engine.stop()
+        assert not await transport.reaches(at.origin)
+
+
+async def test_a_server_that_is_dying_takes_connections_and_is_not_reached(
+    transport: Transport,
+) -> None:
+    def let_go(wire: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_server(let_go, "127.0.0.1", 0) as dying:
+        port = dying.sockets[0].getsockname()[1]
+        assert not await transport.reaches(replica(port).origin)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from backends.base import Replica
+from backends.turn import Turn
 from gateway import config as configuration
 from gateway.limits.rulebook import Rulebook
 from gateway.relay import Relay
@@ -67,7 +68,8 @@ class Driven(Serving):
         return [r for pool in self.worker.composition.routes.pools() for r in pool.replicas]
 
     def relays(self) -> list[Relay]:
-        sinks = [sink for replica in self.replicas() for sink in replica.flights.values()]
+        turns = [turn for replica in self.replicas() for turn in replica.flights.values()]
+        sinks = [turn._sink for turn in turns if isinstance(turn, Turn)]
         return [sink for sink in sinks if isinstance(sink, Relay)]
 
     async def until_at(self, phase: str, count: int) -> None:
@@ -154,6 +156,23 @@ async def _live(
     async with worker.serving() as addresses:
         listening.set_result(addresses)
         await ending.wait()
+
+
+@contextlib.asynccontextmanager
+async def stepping(engine: Engine, until_set: asyncio.Event) -> AsyncIterator[None]:
+    """Have its counter of steps grow, so that nobody takes it for deadlocked before it is."""
+
+    async def step() -> None:
+        while not until_set.is_set():
+            engine.vllm.metrics["vllm:iteration_tokens_total_count"] += 1
+            await asyncio.sleep(0.02)
+
+    stepping = asyncio.create_task(step())
+    try:
+        yield
+    finally:
+        stepping.cancel()
+        await asyncio.gather(stepping, return_exceptions=True)
 
 
 def open_descriptors() -> set[str]:

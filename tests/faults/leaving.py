@@ -18,7 +18,7 @@ from tests.fakes.gateway import HEADERS, until
 from tests.fakes.http1 import Wire
 from tests.fakes.script import JSON, Chunk, Hang, Head, Received, Send, Sleep, Step, Wait, stream
 from tests.faults.asking import CHAT, MESSAGES, PATHS, body, events
-from tests.faults.driving import REQUESTS, driven, text_of
+from tests.faults.driving import REQUESTS, driven, stepping, text_of
 from tests.faults.stages import BOTH, Stage, held, outcomes, posts
 
 #: What is asked of it: 250 ms. What a busy machine may take and the test still pass: a second.
@@ -183,19 +183,21 @@ async def _vanished(times: dict[str, str], phase: str, *, draining: bool, within
 
     text = {"first_event": "200s", "stall": "200s", "total": "200s", **times}
     async with Engine(script) as engine, driven(text_of(engine.url, times=text), engine) as gateway:
-        for path in BOTH if not draining else (CHAT,):
-            client = await Vanishing.gone(gateway.port, path)
+        async with stepping(engine, asyncio.Event()):
+            clients = [await Vanishing.gone(gateway.port, path) for path in BOTH]
             since = time.monotonic()
+            try:
+                if draining:
+                    await gateway.stop()
+                await gateway.until_quiet(within)
+            finally:
+                for client in clients:
+                    client.rst()
+            print(f"callers that vanished were given up after {time.monotonic() - since:.1f} s")
             if draining:
-                await gateway.stop()
-            await gateway.until_quiet(within)
-            print(f"a caller that vanished was given up after {time.monotonic() - since:.1f} s")
-            client.rst()
-        if draining:
-            await gateway.ended(within)
-        assert set(await outcomes(gateway, 1 if draining else 2)) == {
-            "drained" if draining else "client_gone"
-        }
+                await gateway.ended(within)
+            told = "drained" if draining else "client_gone"
+            assert await outcomes(gateway, 2) == [told, told]
 
 
 async def vanished_before_an_event(stage: Stage) -> None:

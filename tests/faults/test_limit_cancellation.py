@@ -140,7 +140,7 @@ class Counts:
         if rule.form is Form.SLOTS:
             return await slots(self._server, rule.key), 0
         text = await self._server.command("GET", PREFIX + rule.key)
-        amount, _, since = text.partition(":")
+        amount, since, *_ = text.split(":")
         return int(amount), int(since)
 
     async def all_kept(self) -> dict[Rule, tuple[int, int]]:

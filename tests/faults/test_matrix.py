@@ -16,7 +16,7 @@ from tests.fakes.engine import Engine, begun
 from tests.fakes.process import EngineProcess
 from tests.fakes.script import Hang, Received, Step, Wait
 from tests.faults.asking import CHAT, MESSAGES, Heard, ask, error, events
-from tests.faults.driving import Driven, driven, no_fault_told, text_of
+from tests.faults.driving import Driven, driven, no_fault_told, stepping, text_of
 from tests.faults.matrix import (
     MATRIX,
     PHASES,
@@ -102,16 +102,12 @@ def shorten(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
 
 
 class Struck(Engine):
-    """An engine that answers up to a phase, and then does what a case says once it is struck.
-
-    Mutable state beyond the engine's: `wait`, and what bumps its counter of steps until then.
-    """
+    """An engine that answers up to a phase, and does what a case says once `wait` is over."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(self._script)
         self.case = case
         self.wait = Wait()
-        self._beating: asyncio.Task[None] | None = None
 
     def _script(self, request: Received) -> Iterable[Step] | None:
         return self._steps_of(request) if request.method == "POST" else None
@@ -121,22 +117,6 @@ class Struck(Engine):
         yield self.wait
         yield from (Hang(),) if isinstance(self.case.fault, Strike) else self.case.fault(request)
 
-    async def __aenter__(self) -> Struck:
-        await super().__aenter__()
-        self._beating = asyncio.create_task(self._beat())
-        return self
-
-    async def __aexit__(self, *exc: Any) -> None:
-        assert self._beating is not None
-        self._beating.cancel()
-        await asyncio.gather(self._beating, return_exceptions=True)
-        await super().__aexit__(*exc)
-
-    async def _beat(self) -> None:
-        while not self.wait.event.is_set():
-            self.vllm.metrics["vllm:iteration_tokens_total_count"] += 1
-            await asyncio.sleep(0.02)
-
 
 @contextlib.asynccontextmanager
 async def struck(case: Case) -> AsyncIterator[Struck | EngineProcess]:
@@ -144,7 +124,7 @@ async def struck(case: Case) -> AsyncIterator[Struck | EngineProcess]:
         async with EngineProcess(f"until:{case.until}") as process:
             yield process
     else:
-        async with Struck(case) as engine:
+        async with Struck(case) as engine, stepping(engine, engine.wait.event):
             yield engine
 
 

@@ -89,6 +89,11 @@ async def stands_still(engine: Engine, streams: int) -> None:
             await asyncio.sleep(0.5)
 
 
+async def forgotten(engine: Engine) -> None:
+    """Until no stream runs there: every one that began was broken off."""
+    await engine.until(lambda: len(engine.aborts) == len(posts(engine)), 60)
+
+
 def posts(engine: Engine) -> list[Received]:
     return [got for got in engine.requests if got.method == "POST"]
 
@@ -126,7 +131,7 @@ async def test_callers_that_never_read_cost_256_kb_each_and_are_forgotten(
         port = await command.listening()
         async with crowd(port, kind, 5):
             await stands_still(engine, 5)
-        await engine.until(lambda: len(engine.aborts) == 5, 10)
+        await forgotten(engine)
         quiet, before = descriptors(command.pid), resident(command.pid)
         async with crowd(port, kind, size):
             await stands_still(engine, 5 + size)
@@ -134,7 +139,7 @@ async def test_callers_that_never_read_cost_256_kb_each_and_are_forgotten(
             assert descriptors(command.pid) >= 2 * size
         print(f"{size} callers that never read, {kind} events: {grown // size >> 10} KiB each")
         assert grown / size <= EACH
-        await engine.until(lambda: len(engine.aborts) == 5 + size, 60)
+        await forgotten(engine)
         await until(lambda: descriptors(command.pid) <= quiet + 2, 10)  # a probe or two
         # What was freed is used again, less what the allocator scatters: a second crowd that
         # stood beside the remains of the first would double it.
@@ -144,7 +149,7 @@ async def test_callers_that_never_read_cost_256_kb_each_and_are_forgotten(
         print(f"a second crowd: {again // size >> 10} KiB each")
         assert again / size <= EACH
         assert again <= grown * 1.7
-        await engine.until(lambda: len(engine.aborts) == 5 + 2 * size, 60)
+        await forgotten(engine)
 
 
 async def given_up(callers: int) -> tuple[list[dict[str, Any]], bytes]:

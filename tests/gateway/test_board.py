@@ -26,12 +26,13 @@ class Flying:
 
 
 class Waiting:
-    """A sink to which nothing was said for a minute."""
-
-    promised = False
+    """An attempt to which nothing was said for a minute."""
 
     def __init__(self) -> None:
         self.heard = time.monotonic() - 60
+
+    def movable(self) -> bool:
+        return True
 
 
 class Case:
@@ -46,8 +47,7 @@ class Case:
 
     def waits(self, at: Replica) -> Flying:
         flying: Any = Flying()
-        sink: Any = Waiting()
-        at.flights[flying] = sink
+        at.flights[flying] = Waiting()
         at.in_flight += 1
         return flying  # type: ignore[no-any-return]
 
