@@ -9,7 +9,7 @@ from backends.errors import BackendError, BadAnswer
 
 
 class Collected:
-    """Mutable state: `status` and the `pieces` of the body so far; `failure`, as a `Sink` has it."""
+    """Mutable state: `status`, the `pieces` of the body so far, `failure` as a `Sink` has it."""
 
     def __init__(self, limit: int) -> None:
         self.failure: BackendError | None = None

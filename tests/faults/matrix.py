@@ -225,7 +225,7 @@ MATRIX: Mapping[str, Row] = {
         "D": draining(Case(Strike.KILL, "C", CUT, MOVED)),
     },
     "F2 engine hangs": _hanging(Strike.STOP, QUICK),
-    "F3 engine deadlocked": _hanging(Strike.DEADLOCK, {}),
+    "F3 engine deadlocked": _hanging(Strike.DEADLOCK, {"first_event": "5s", "total": "6s"}),
     "F4 connection ends": {
         **{phase: (_BY_RST[phase], _BY_FIN[phase]) for phase in _BY_RST},
         "D": draining(_BY_RST["C"], _BY_FIN["C"]),
