@@ -170,6 +170,8 @@ FAILED, MISUSED = _frame(500, "api_error"), _frame(400, "invalid_request_error")
 #: Timers that something hanging is found by; all others are long.
 QUICK = {"first_event": "900ms", "stall": "900ms", "total": "4s"}
 ENDING = {"drain": "700ms"}
+#: Probes find what hangs long before; but with no other replica there is nowhere to move.
+PATIENT = {"first_event": "4s", "total": "5s"}
 
 _NOTHING_SENT = NotApplicable("a refusal is a whole answer: nothing comes after it")
 _ONE_HEAD = NotApplicable("an error frame comes after a head")

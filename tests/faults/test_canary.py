@@ -13,8 +13,8 @@ import pytest
 
 from backends.kinds.base import OpenAIFamily
 from backends.pool import Pool
-from backends.turn import Turn
 from backends.transport import Transport
+from backends.turn import Turn
 from gateway import accept, exchange, passing
 from gateway.account import Account
 from gateway.admit import Admission, Permit

@@ -19,6 +19,7 @@ from tests.faults.asking import CHAT, MESSAGES, Heard, ask, error, events
 from tests.faults.driving import Driven, driven, no_fault_told, stepping, text_of
 from tests.faults.matrix import (
     MATRIX,
+    PATIENT,
     PHASES,
     Case,
     NotApplicable,
@@ -172,6 +173,9 @@ class Play:
         assert all(each.sent < len(asked) * BUFFERS for each in seen), "too much was taken in"
         if case.standing:
             self.stands(case.standing)
+        if case.times is PATIENT and not self.alone:
+            reasons = {reason for _, reason in gateway.worker.composition.metrics.retries}
+            assert reasons == {"stuck"}, "no probe moved it"
         if case.draining:
             await gateway.ended()
         lines = {line["request_id"]: line for line in await gateway.logged(len(asked))}
