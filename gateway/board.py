@@ -34,13 +34,6 @@ class Board:
         self._quarantine = quarantine
         self._clock = clock
 
-    def at(self, url: str) -> list[Replica]:
-        """Those at a URL: several where models use it on different terms."""
-        return [replica for replica in self._replicas() if replica.url == url]
-
-    def urls(self) -> list[str]:
-        return sorted({replica.url for replica in self._replicas()})
-
     def judge(self, verdicts: Sequence[Verdict]) -> None:
         """Take in what probes saw; what waits at an engine judged dead moves at once."""
         now = self._clock()
@@ -76,7 +69,7 @@ class Board:
 
     def drain(self, url: str, out: bool = True) -> bool:
         """Send nothing more to a URL, or with `out` False again; whether there is one like it."""
-        there = self.at(url)
+        there = [replica for replica in self._replicas() if replica.url == url]
         for replica in there:
             replica.drained = out
         (self.drained.add if out and there else self.drained.discard)(url)

@@ -49,6 +49,10 @@ def handlers(worker: Worker) -> dict[str, Handler]:
     async def reload(settings: str) -> None:
         await worker.reload(unpacked(settings))
 
+    async def drained(urls: list[str]) -> None:
+        worker.board.drained = set(urls)
+        worker.board.joined()
+
     async def verdicts(told: list[Any]) -> None:
         worker.board.judge(msgspec.convert(told, list[Verdict]))
 
@@ -71,6 +75,7 @@ def handlers(worker: Worker) -> dict[str, Handler]:
         "reset_limits": reset_limits,
         "drain": drain,
         "reload": reload,
+        "drained": drained,
         "verdicts": verdicts,
         "elsewhere": elsewhere,
         "blamed": blamed,

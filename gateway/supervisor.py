@@ -235,6 +235,8 @@ class Supervisor:
         whole = status.drained_by_all(told, asked - len(told))
         if whole[0] == 404:
             self.watch.drained.discard(url)
+        elif out is not None:  # also to one that has yet to learn of this replica
+            self.tell("drained", sorted(self.watch.drained))
         return whole
 
     # Its life

@@ -67,8 +67,7 @@ class Watch:
     def joined(self, line: Line) -> None:
         """A worker came: it is told what the others know."""
         self._lines[line] = None
-        for url in self.drained:
-            line.tell("drain", {"url": url, "out": True})
+        line.tell("drained", sorted(self.drained))
         for death in self._deaths:
             line.tell("blamed", death)
         line.tell("verdicts", self._verdicts)

@@ -87,7 +87,7 @@ async def test_what_is_drained_is_told_to_those_who_come_later(watch: Watch) -> 
     watch.drained.add("http://a")
     late = Line()
     watch.joined(late)
-    assert late.heard("drain") == [{"url": "http://a", "out": True}]
+    assert late.heard("drained") == [["http://a"]]
 
 
 async def test_every_worker_hears_what_one_round_of_probes_saw(watch: Watch) -> None:
