@@ -227,7 +227,7 @@ class Held(asyncio.Protocol):
 
 
 def tune(sock: socket.socket) -> None:
-    """Send at once, and notice within a minute a server that vanished without a word."""
+    """Send at once, and notice within a minute a peer that vanished without a word."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -17,6 +17,7 @@ import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from backends.connection import tune
 from gateway import passing
 from gateway.endpoints.base import speech
 from gateway.errors import (
@@ -79,6 +80,9 @@ class Front(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            tune(sock)  # a caller may vanish without a word, too
         if len(self.connections) > self.door.connections:
             self.refuse(Overloaded("Too many connections are open."))
             return

@@ -17,6 +17,7 @@ import msgspec
 
 from backends.base import Kind, Replica
 from backends.kinds import KINDS
+from backends.members import Resolver
 from backends.probes import Prober, Verdict
 from backends.transport import Transport
 from gateway.board import Board, Work
@@ -61,7 +62,8 @@ class Watch:
         self._probed = ""
         self._verdicts: list[Any] = []
         self._deaths: deque[Sequence[str]] = deque(maxlen=_MOST_DEATHS)
-        self._transport = Transport()
+        self._resolver = Resolver(lambda name: None)
+        self._transport = Transport(addresses=self._resolver.addresses)
         self._prober = Prober(self._saw, self._transport)
 
     def joined(self, line: Line) -> None:
@@ -98,6 +100,7 @@ class Watch:
         self._probed = probed
         told: Probed = pickle.loads(b64decode(probed))
         by_url = {settings.url: (made(settings), KINDS[kind]) for settings, kind in told}
+        self._resolver.want(settings.host for settings, _ in told)
         self._prober.watch(list(by_url.values()))
 
     # What it does by itself
@@ -105,7 +108,7 @@ class Watch:
     async def run(self) -> None:
         """Probe and pass on, until cancelled."""
         try:
-            await asyncio.gather(self._prober.run(), self._share())
+            await asyncio.gather(self._resolver.run(), self._prober.run(), self._share())
         finally:
             await self._transport.close()
 
@@ -133,9 +136,16 @@ def added(several: Iterable[Work]) -> Work:
     return whole
 
 
-async def alone(board: Board, replicas: Callable[[], Iterable[tuple[Replica, Kind]]]) -> None:
-    """What the only process of a gateway does in place of a supervisor, until cancelled."""
-    transport = Transport()
+async def alone(
+    board: Board,
+    replicas: Callable[[], Iterable[tuple[Replica, Kind]]],
+    addresses: Callable[[str], Sequence[str]],
+) -> None:
+    """What the only process of a gateway does in place of a supervisor, until cancelled.
+
+    `addresses` says where hosts are, as it is said to the transport of the requests themselves.
+    """
+    transport = Transport(addresses=addresses)
     prober = Prober(board.judge, transport)
 
     async def look() -> None:

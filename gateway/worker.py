@@ -143,7 +143,8 @@ class Worker:
 
     async def probe(self) -> None:
         """Ask the engines how they are, until cancelled: alone, nobody else does."""
-        await alone(self.board, self.composition.replicas)
+        composition = self.composition
+        await alone(self.board, composition.replicas, composition.membership.addresses)
 
     def _why_no_reload(self) -> str:
         why = "" if self.state.ready else "the gateway is starting; it is read again when it runs"

@@ -155,6 +155,7 @@ async def _with_a_name_lost(stage: Stage, *, living: bool, draining: bool = Fals
                     assert (await ask(gateway.port, path)).finished
             wait.event.set()
             assert (await reading).finished
+            assert gateway.replicas()[0].health.sound, "its probes no longer know where it is"
             await gateway.ended()
 
 

@@ -114,7 +114,7 @@ async def test_a_gateway_of_one_process_probes_by_itself() -> None:
         at = replica(engine.port)
         board = Board(lambda: [at], Quarantine(b"s", time.monotonic), time.monotonic)
         probing = asyncio.get_running_loop().create_task(
-            alone(board, lambda: [(at, KINDS["vllm"])])
+            alone(board, lambda: [(at, KINDS["vllm"])], lambda host: (host,))
         )
         await until(lambda: at.load is not None, 10)
         assert at.load is not None
