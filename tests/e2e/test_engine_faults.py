@@ -25,7 +25,8 @@ from tests.fakes.client import Client
 from tests.fakes.gateway import HEADERS, Command, configured, until
 from tests.faults.asking import CHAT, MESSAGES, Heard, body, heard
 
-pytestmark = pytest.mark.e2e
+#: With the other tests' engines at work beside these two, a small machine is late in everything.
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 
 BOTH = (CHAT, MESSAGES)
 TIMEOUTS = "{first_event: 60s, stall: 5s, heartbeat: 1s, lame_duck: 0, drain: 5s}"

@@ -97,7 +97,7 @@ async def largest(pid: int) -> int:
 @pytest.mark.parametrize(
     "course",
     [
-        pytest.param(Course(4, 6, 12, 3), marks=pytest.mark.slow, id="short"),
+        pytest.param(Course(4, 6, 12, 3), marks=pytest.mark.soak, id="short"),
         pytest.param(Course(20, 20, 60, 10, timed=True), marks=pytest.mark.soak, id="long"),
     ],
 )
