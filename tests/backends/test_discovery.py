@@ -12,7 +12,7 @@ import pytest
 from backends import discovery
 from backends.base import Replica
 from backends.capability import Served
-from backends.errors import BadAnswer, ConnectFailed, Refused
+from backends.errors import BadAnswer, ConnectFailed, ConnectionBroken, Refused
 from backends.transport import Transport
 from tests.backends.sinks import replica
 from tests.fakes.engine import Engine
@@ -140,6 +140,8 @@ async def test_a_server_that_refuses_is_told_apart_from_one_that_is_away(
         await discovery.capability(transport, replica(engine.port))
     assert refused.value.status == 401
     await engine.stop()
+    with pytest.raises(ConnectionBroken):  # the connection that was kept
+        await discovery.capability(transport, replica(engine.port))
     with pytest.raises(ConnectFailed):
         await discovery.capability(transport, replica(engine.port))
 

@@ -206,7 +206,7 @@ async def cancelled_everywhere(server: RedisServer | None, times: int, least: in
 
 @pytest.mark.slow
 async def test_anywhere_with_limits_in_memory() -> None:
-    await cancelled_everywhere(None, 2000, 20)
+    await cancelled_everywhere(None, 4000, 20)
 
 
 @pytest.mark.slow
