@@ -217,7 +217,12 @@ class Kind(Protocol):
 
 
 class Policy(Protocol):
-    """How to choose. Synchronous; `replicas` is never empty, `now` is of the monotonic clock."""
+    """How to choose. Synchronous; `replicas` is never empty, `now` is of the monotonic clock.
+
+    `by_affinity` says whether it looks at `demand.affinity`, which costs time to compute.
+    """
+
+    by_affinity: bool
 
     def pick(self, replicas: Sequence[Replica], demand: Demand, now: float) -> Replica: ...
 

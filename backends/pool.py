@@ -31,8 +31,6 @@ logger = logging.getLogger("fairgate")
 _BUSY = 1.0
 #: An engine that said something to anybody within so many seconds is not the one that stalls.
 _ALIVE = 10.0
-
-
 #: Statuses below 500 that are about the gateway's own credential, which no caller has a part in.
 _OURS = (401, 403)
 
@@ -72,13 +70,21 @@ class Pool:
         After a `failure` only another that is well is worth it, unless nothing was sent yet.
         """
         now = self._clock()
-        choice = [r for r in self.replicas if r.choosable(now) and r not in tried]
+        choice = self.well(now, tried)
         if failure is not None and failure.busy:
             choice = [r for r in choice if now >= r.busy]
         if choice:
             return self.policy.pick(choice, demand, now)
         if failure is not None and not isinstance(failure, ConnectFailed):
             return None
+        return self.least_bad(tried)
+
+    def well(self, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
+        """Those a policy chooses among."""
+        return [r for r in self.replicas if r.choosable(now) and r not in tried]
+
+    def least_bad(self, tried: Sequence[Replica] = ()) -> Replica | None:
+        """The one whose ejection ends first: who is chosen where none is well."""
         rest = [r for r in self.replicas if not (r.full or r.drained or r in tried)]
         return min(rest, key=lambda replica: replica.health.ends(), default=None)
 
@@ -90,8 +96,7 @@ class Pool:
 
     def others(self, tried: Sequence[Replica]) -> bool:
         """Whether one that is well is left."""
-        now = self._clock()
-        return any(r.choosable(now) and r not in tried for r in self.replicas)
+        return bool(self.well(self._clock(), tried))
 
     def may_retry(self, failure: BackendError) -> bool:
         """Whether the failed attempt may be made again elsewhere; one retry is used up by that.

@@ -35,8 +35,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """What probes saw of the server at `url`.
 
     `stuck` and `silent` are reasons, empty where it is not. `running`, `waiting` and `kv` are its
-    own figures; `known` says whether they are new: those of one answer are told once. `asked` is
-    when it was asked last, in seconds of the machine's monotonic clock.
+    own figures; `known` says whether they are new: those of one answer are told once.
     """
 
     url: str
@@ -47,7 +46,6 @@ class Verdict(msgspec.Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     kv: float = 0.0
-    asked: float = 0.0
 
 
 def apply(verdict: Verdict, replica: Replica, now: float, heard: float | None) -> bool:
@@ -66,8 +64,8 @@ def apply(verdict: Verdict, replica: Replica, now: float, heard: float | None) -
 
 class _Asked:
     """One server. Mutable state: its `progress`; `refused` connections in a row; the `figures` that
-    were not told yet; `at`, when it was asked last; `rest`, for how many rounds it is left alone;
-    `task`, the question under way; `known`, whether one has been settled.
+    were not told yet; `at`, when it was asked last, in seconds of the loop's clock; `rest`, for how
+    many rounds it is left alone; `task`, the question under way; `known`, whether one is settled.
     """
 
     def __init__(self, replica: Replica, kind: Kind, now: float) -> None:
@@ -110,7 +108,6 @@ class _Asked:
             running=new.running if new else 0,
             waiting=new.waiting if new else 0,
             kv=new.kv if new else 0.0,
-            asked=self.at,
         )
 
 

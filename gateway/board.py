@@ -1,7 +1,7 @@
 """The replicas of one process by URL: what is told of them, and what they do.
 
 Whoever knows something of an engine tells it by the engine's URL: the probes, which run once for
-all processes of a machine; the other processes, of what they sent there; the operator.
+all processes of a machine, and the other processes, of what they sent there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Work = dict[str, tuple[int, int]]
 
 
 class Board:
-    """Mutable state: the replicas' own, and `drained`, the URLs that the operator took out."""
+    """Mutable state: the replicas' own."""
 
     def __init__(
         self,
@@ -29,7 +29,6 @@ class Board:
         quarantine: Quarantine,
         clock: Callable[[], float],
     ) -> None:
-        self.drained: set[str] = set()
         self._replicas = replicas
         self._quarantine = quarantine
         self._clock = clock
@@ -66,16 +65,3 @@ class Board:
         for replica in self._replicas():
             flights, tokens = work.get(replica.url, (0, 0))
             replica.elsewhere = (flights, tokens)
-
-    def drain(self, url: str, out: bool = True) -> bool:
-        """Send nothing more to a URL, or with `out` False again; whether there is one like it."""
-        there = [replica for replica in self._replicas() if replica.url == url]
-        for replica in there:
-            replica.drained = out
-        (self.drained.add if out and there else self.drained.discard)(url)
-        return bool(there)
-
-    def joined(self) -> None:
-        """Replicas came: what the operator took out stays out."""
-        for replica in self._replicas():
-            replica.drained = replica.url in self.drained

@@ -50,8 +50,7 @@ def handlers(worker: Worker) -> dict[str, Handler]:
         await worker.reload(unpacked(settings))
 
     async def drained(urls: list[str]) -> None:
-        worker.board.drained = set(urls)
-        worker.board.joined()
+        worker.composition.fleet.take_out(urls)
 
     async def verdicts(told: list[Any]) -> None:
         worker.board.judge(msgspec.convert(told, list[Verdict]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from backends.base import Call, Demand
 from backends.errors import BackendError, ConnectFailed, NoReplica
-from backends.policies import BY_AFFINITY
 from backends.turn import Turn
 from gateway import accept, passing
 from gateway.account import Account
@@ -208,7 +207,7 @@ class Exchange:
 
     def _demand(self, errand: Errand) -> Demand:
         """With its conversation, which costs time to tell, where the pool's policy wants that."""
-        if not isinstance(errand.route.pool.policy, BY_AFFINITY):
+        if not errand.route.pool.policy.by_affinity:
             return errand.demand
         told = affinity(self._endpoint.path, errand.ask.fields)
         return replace(errand.demand, affinity=told)

@@ -29,8 +29,8 @@ class BadFile(Exception):
 class Fleet:
     """Mutable state: `_known`, the replicas by their settings, those that leave among them until
     they are idle; `_wanted`, those that are in use; `_asking`, the tasks that ask them; `_first`,
-    those not asked once; `_silent`, the URLs told of that do not answer; `_changed`, set by
-    `adopt`.
+    those not asked once; `_silent`, the URLs told of that do not answer; `_drained`, those that the
+    operator took out; `_changed`, set by `adopt`.
 
     `heard` is called when a replica has told its capability.
     """
@@ -43,6 +43,7 @@ class Fleet:
         self._asking: dict[Replica, asyncio.Task[None]] = {}
         self._first: set[Replica] = set()
         self._silent: set[str] = set()
+        self._drained: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
 
     def at(self, url: str) -> list[Replica]:
@@ -67,9 +68,8 @@ class Fleet:
 
     def adopt(self, draft: Replicas) -> None:
         """Go on with these replicas; what is under way on others is served to its end."""
-        drained = {replica.url for replica in self._known.values() if replica.drained}
         for settings, replica in draft.items():
-            replica.drained = replica.drained or replica.url in drained
+            replica.drained = replica.url in self._drained
             replica.weight, replica.concurrency = settings.weight, settings.concurrency
         self._wanted = dict.fromkeys(draft.values())
         leaving = {
@@ -79,6 +79,16 @@ class Fleet:
         }
         self._known = {**leaving, **draft}
         self._changed.set()
+
+    def drain(self, url: str, out: bool) -> None:
+        """Send nothing more to a URL, or with `out` False again. One that none has is forgotten."""
+        self.take_out(self._drained | {url} if out and self.at(url) else self._drained - {url})
+
+    def take_out(self, urls: Iterable[str]) -> None:
+        """Send nothing more to these, whoever comes later among them, and to all others again."""
+        self._drained = frozenset(urls)
+        for replica in self._known.values():
+            replica.drained = replica.url in self._drained
 
     async def learn(self, asked: Callable[[], None]) -> None:
         """Ask every server what it is, again and again, also those adopted later.

@@ -12,12 +12,11 @@ from backends.capability import Capability
 from backends.connection import Limits
 from backends.errors import BackendError, ConnectFailed, Refused
 from backends.kinds.base import probe
-from backends.members import Lookup, looked_up
+from backends.members import Lookup, is_address, looked_up
 from backends.transport import Transport
 from gateway.fleet import BadFile, tls_context
 from gateway.membership import at_addresses, in_file
 from gateway.settings import Config, Model, ReplicaSettings
-from gateway.units import is_address
 
 #: How long one server may take for all that is asked of it, in seconds.
 PATIENCE = 5.0

@@ -1,9 +1,10 @@
-"""What a worker is told first, and how a configuration crosses to another process."""
+"""What a worker is told first, and how settings cross to another process."""
 
 from __future__ import annotations
 
 import pickle
 from base64 import b64decode, b64encode
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from gateway.settings import Config
 class Start(msgspec.Struct):
     """The supervisor's first word. `sockets` are inherited descriptors to listen on.
 
-    `settings` are a pickled `Config`: it holds types that JSON has not, and both ends are ours.
+    `settings` are a packed `Config`.
     """
 
     settings: str
@@ -27,13 +28,15 @@ class Start(msgspec.Struct):
 
     @property
     def config(self) -> Config:
-        return unpacked(self.settings)
+        config: Config = unpacked(self.settings)
+        return config
 
 
-def packed(config: Config) -> str:
-    return b64encode(pickle.dumps(config)).decode()
+def packed(settings: Any) -> str:
+    """Settings as a text for the channel: they hold types that JSON has not."""
+    return b64encode(pickle.dumps(settings)).decode()
 
 
-def unpacked(settings: str) -> Config:
-    config: Config = pickle.loads(b64decode(settings))
-    return config
+def unpacked(text: str) -> Any:
+    """What was packed. Both ends are ours: what a stranger wrote is never unpacked."""
+    return pickle.loads(b64decode(text))

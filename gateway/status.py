@@ -87,7 +87,7 @@ def standing(replica: Replica, now: float) -> tuple[str, str]:
 def _of_pool(pool: Pool, routes: Routes, now: float) -> dict[str, Any]:
     policies = {made: name for name, made in POLICIES.items()}
     known_as = (name for name, route in routes.table.items() if route.pool is pool)
-    chosen = _chosen(pool.replicas, now)
+    chosen = pool.well(now) or (pool.least_bad(),)
     return {
         "kind": pool.kind.name,
         "policy": policies.get(type(pool.policy)),
@@ -95,13 +95,6 @@ def _of_pool(pool: Pool, routes: Routes, now: float) -> dict[str, Any]:
         "held": pool.held,
         "replicas": [_of_replica(r, now) | {"chosen": r in chosen} for r in pool.replicas],
     }
-
-
-def _chosen(replicas: Sequence[Replica], now: float) -> list[Replica]:
-    """Those that a request may get now: where none is well, the one that is out the shortest."""
-    well = [replica for replica in replicas if replica.choosable(now)]
-    rest = [replica for replica in replicas if not (replica.full or replica.drained)]
-    return well or sorted(rest, key=lambda replica: replica.health.ends())[:1]
 
 
 def _of_replica(replica: Replica, now: float) -> dict[str, Any]:

@@ -7,8 +7,6 @@ requests were in flight at an engine's death, and remembers what the operator to
 from __future__ import annotations
 
 import asyncio
-import pickle
-from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -24,6 +22,7 @@ from gateway.board import Board, Work
 from gateway.channel import Channel
 from gateway.fleet import made
 from gateway.settings import ReplicaSettings
+from gateway.start import packed, unpacked
 
 #: How often the workers hear what the others have under way, in seconds.
 SHARED_EVERY = 0.2
@@ -41,11 +40,6 @@ class Line(Protocol):
     """The way to one worker."""
 
     def tell(self, name: str, payload: Any = None) -> None: ...
-
-
-def packed(probed: Probed) -> str:
-    """For the channel: it holds types that JSON has not, and both ends are ours."""
-    return b64encode(pickle.dumps(probed)).decode()
 
 
 class Watch:
@@ -98,7 +92,7 @@ class Watch:
         if probed == self._probed:
             return
         self._probed = probed
-        told: Probed = pickle.loads(b64decode(probed))
+        told: Probed = unpacked(probed)
         by_url = {settings.url: (made(settings), KINDS[kind]) for settings, kind in told}
         self._resolver.want(settings.host for settings, _ in told)
         self._prober.watch(list(by_url.values()))
@@ -150,7 +144,6 @@ async def alone(
 
     async def look() -> None:
         while True:
-            board.joined()
             prober.watch(replicas())
             await asyncio.sleep(_LOOK)
 
@@ -162,17 +155,24 @@ async def alone(
 
 async def among(board: Board, probed: Callable[[], Probed], channel: Channel) -> None:
     """What one worker of several tells its supervisor, until cancelled."""
-    told_work: Work = {}
-    told_servers: Probed = []
-    while True:
-        servers = probed()
-        if servers != told_servers:
-            board.joined()
-            told_servers = servers
-            channel.tell("replicas", packed(servers))
-        work = board.work()
-        if work != told_work:
-            told_work = work
-            channel.tell("work", work)
-        await channel.drained()
-        await asyncio.sleep(SHARED_EVERY)
+
+    async def look() -> None:
+        told: Probed = []
+        while True:
+            servers = probed()
+            if servers != told:
+                told = servers
+                channel.tell("replicas", packed(servers))
+            await asyncio.sleep(_LOOK)
+
+    async def share() -> None:
+        told: Work = {}
+        while True:
+            work = board.work()
+            if work != told:
+                told = work
+                channel.tell("work", work)
+            await channel.drained()
+            await asyncio.sleep(SHARED_EVERY)
+
+    await asyncio.gather(look(), share())

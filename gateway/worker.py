@@ -97,7 +97,7 @@ class Worker:
 
     async def drain(self, url: str, out: bool | None) -> Told:
         if out is not None:
-            self.board.drain(url, out)
+            self.composition.fleet.drain(url, out)
         return status.drained(self.composition.routes, url)
 
     def counts(self) -> Counts:

@@ -14,5 +14,3 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
     "prefix_affinity": PrefixAffinity,
 }
-#: Those that judge by `demand.affinity`. It costs time to compute: no other is given any.
-BY_AFFINITY = (PrefixAffinity,)

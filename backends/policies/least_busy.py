@@ -14,6 +14,8 @@ class LeastBusy:
     Mutable state: that of its scales.
     """
 
+    by_affinity = False
+
     def __init__(self) -> None:
         self._scales = Scales()
 

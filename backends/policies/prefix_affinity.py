@@ -24,6 +24,8 @@ _FEW = 8
 class PrefixAffinity:
     """Mutable state: that of its scales."""
 
+    by_affinity = True
+
     def __init__(self) -> None:
         self._scales = Scales()
 

@@ -10,6 +10,8 @@ from backends.base import Demand, Replica
 class RoundRobin:
     """Mutable state: `_credit`, by replica URL: what it is owed."""
 
+    by_affinity = False
+
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 

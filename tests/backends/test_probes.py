@@ -92,12 +92,10 @@ async def test_the_engines_own_figures_are_told(transport: Transport) -> None:
             "vllm:kv_cache_usage_perc": 0.5,
         }
         at = replica(engine.port)
-        began = asyncio.get_running_loop().time()
         async with Probing(transport, (at, VLLM)) as probing:
             verdict = await probing.told(lambda v: v.known, at)
     assert (verdict.reachable, verdict.waiting, verdict.kv) == (True, 4, 0.5)
     assert (verdict.stuck, verdict.silent) == ("", "")
-    assert began <= verdict.asked <= asyncio.get_running_loop().time()
 
 
 async def test_only_the_page_with_the_figures_is_asked_and_its_connection_kept(
@@ -171,9 +169,7 @@ async def test_a_server_without_figures_is_reachable_and_nothing_else(
         at = replica(engine.port)
         async with Probing(transport, (at, kind)) as probing:
             await until(lambda: len(probing.rounds) > 20, 10)
-            assert {msgspec.structs.replace(v, asked=0.0) for v in probing.of(at)} == {
-                Verdict(at.url)
-            }
+            assert set(probing.of(at)) == {Verdict(at.url)}
         assert {request.path for request in engine.requests} == {kind.figures or "/v1/models"}
 
 
@@ -182,7 +178,7 @@ async def test_a_server_that_answers_in_another_tongue_is_not_silent(soon: None)
     at, began = replica(1), loop.time()
     async with Probing(Scripted(GARBAGE), (at, VLLM)) as probing:
         await until(lambda: loop.time() - began > 0.5)
-    assert {msgspec.structs.replace(v, asked=0.0) for v in probing.of(at)} == {Verdict(at.url)}
+    assert set(probing.of(at)) == {Verdict(at.url)}
 
 
 async def test_figures_in_an_error_are_none(transport: Transport) -> None:

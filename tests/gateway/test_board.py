@@ -117,23 +117,3 @@ def test_what_others_have_under_way_counts_until_they_tell_otherwise(case: Case)
     assert case.two.work == 0
     case.board.elsewhere({})
     assert case.one.work == 10
-
-
-def test_what_was_taken_out_stays_out_for_replicas_that_come_later(case: Case) -> None:
-    assert case.board.drain("http://gpu1:8000")
-    assert case.one.drained
-    assert case.same.drained
-    assert not case.two.drained
-    late = replica("http://gpu1:8000")
-    case.replicas.append(late)
-    case.board.joined()
-    assert late.drained
-    assert case.board.drain("http://gpu1:8000", out=False)
-    assert not any(each.drained for each in case.replicas)
-
-
-def test_an_url_that_nobody_has_is_not_remembered(case: Case) -> None:
-    assert not case.board.drain("http://gpu9:8000")
-    case.replicas.append(replica("http://gpu9:8000"))
-    case.board.joined()
-    assert not case.replicas[-1].drained

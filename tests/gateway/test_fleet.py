@@ -111,9 +111,36 @@ async def test_one_that_leaves_is_known_until_it_is_idle() -> None:
 async def test_what_the_operator_took_out_stays_out_as_another_object() -> None:
     servers = fleet()
     (before,) = adopt(servers, ONE)
-    before.drained = True
+    servers.drain(ONE.url, out=True)
+    assert before.drained
     after, other = adopt(servers, with_(ONE, api_key="another"), TWO)
     assert (after is before, after.drained, other.drained) == (False, True, False)
+    servers.drain(ONE.url, out=False)
+    assert not after.drained
+
+
+async def test_what_the_operator_took_out_stays_out_when_it_comes_back() -> None:
+    servers = fleet(ONE, TWO)
+    servers.drain(ONE.url, out=True)
+    adopt(servers, TWO)
+    back, other = adopt(servers, ONE, TWO)
+    assert (back.drained, other.drained) == (True, False)
+
+
+async def test_an_url_that_nobody_has_is_not_remembered_as_taken_out() -> None:
+    servers = fleet(TWO)
+    servers.drain(ONE.url, out=True)
+    one, _ = adopt(servers, ONE, TWO)
+    assert not one.drained
+
+
+async def test_a_whole_list_takes_out_those_that_are_not_known_yet_too() -> None:
+    servers = fleet(TWO)
+    servers.take_out([ONE.url])
+    one, two = adopt(servers, ONE, TWO)
+    assert (one.drained, two.drained) == (True, False)
+    servers.take_out([TWO.url])
+    assert (one.drained, two.drained) == (False, True)
 
 
 # TLS

@@ -13,7 +13,8 @@ from backends.kinds import KINDS
 from backends.quarantine import Quarantine
 from gateway.board import Board
 from gateway.settings import ReplicaSettings
-from gateway.watch import Watch, added, alone, packed
+from gateway.start import packed
+from gateway.watch import Watch, added, alone
 from tests.backends.sinks import replica
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import until
