@@ -45,12 +45,14 @@ async def _behind(
         yield RunningGateway(command, await command.listening(), admin_port)
 
 
-async def _stream(gateway: RunningGateway, path: str) -> list[bytes]:
-    """The events of one stream; its body must end properly, with nothing left over."""
+async def _stream(gateway: RunningGateway, path: str) -> list[bytes] | bytes:
+    """The events of one stream, or the body of a 502; it must end properly, with nothing left over."""
     body = {"model": CHAT, "max_tokens": TOKENS, "stream": True, **BODIES[path]}
     async with await Client.open(gateway.port) as client:
         await client.post(path, body, gateway.headers[:1])
         status, _ = await client.read_head()
+        if status == 502:
+            return await client.read_body()
         assert status == 200
         events = [event async for event in client.read_events()]
         assert client.partial == b""
@@ -91,7 +93,14 @@ async def test_every_stream_that_is_cut_ends_with_an_error_and_no_terminator(
 
             async def one(path: str) -> None:
                 async with turns:
-                    _told_of_failure(path, await _stream(gateway, path))
+                    told = await _stream(gateway, path)
+                if isinstance(told, list):
+                    _told_of_failure(path, told)
+                else:
+                    # A reset throws away what its receiver had not read yet: on a busy machine
+                    # that may be the whole answer so far.
+                    assert how == "rst"
+                    assert b"request id" in told
 
             async with asyncio.TaskGroup() as group:
                 for path in paths:
@@ -103,6 +112,7 @@ async def test_every_stream_that_is_cut_ends_with_an_error_and_no_terminator(
             # Uncut again, the same gateway serves as if nothing had happened.
             for path in BODIES:
                 events = await _stream(gateway, path)
+                assert isinstance(events, list)
                 assert events[-1].rstrip().endswith((b"[DONE]", b'"message_stop"}'))
 
 

@@ -82,7 +82,14 @@ async def _leave(
     began = loop.time()
     for client, (path, body) in zip(clients, bodies, strict=True):
         await client.post(path, body, gateway.headers[:1])
-    await engine.until_running(len(bodies))
+    try:
+        await engine.until_running(len(bodies))
+    except TimeoutError:
+        for client in clients:
+            client.rst()
+        runs = f"{await engine.running()} of {len(bodies)} run"
+        told = f"{gateway.log()[-8:]}\n{gateway.command.err.decode()}"
+        pytest.fail(f"{runs} after {loop.time() - began:.0f} s; the gateway: {told}", pytrace=False)
     if all(body.get("stream") for _, body in bodies):
         for client in clients:
             status, _ = await client.read_head()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.client import Client, head
-from tests.fakes.gateway import HEADERS, TIMEOUTS, Command, configured, until
+from tests.fakes.gateway import HEADERS, Command, configured, until
+from tests.fakes.process import ROOT
 from tests.fakes.slots import SlotsProcess
 from tests.faults.asking import CHAT, MESSAGES, body
 from tests.faults.counted import EVERY
@@ -29,12 +30,12 @@ SECONDS = float(os.environ.get("FAIRGATE_SOAK_SECONDS", "1440"))
 CALLERS = 50
 #: The part of it in which everything may still grow: 4 minutes of 24.
 WARM = 1 / 6
+#: Those that end a part of the visits; an engine is never given up, however busy the machine is.
+TIMEOUTS = "{header: 2s, body: 2s, keep_alive: 5s, client_write: 3s, first_event: 60s, stall: 60s}"
 #: What an allocator may keep for itself, in bytes.
 GROWTH = 8 << 20
 #: What caches may keep of a load that is over: metrics' labels, names, idle timers.
 OBJECTS = 2_000
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,13 @@ class Counted(Command):
     """The command, which tells how many tasks and objects it has."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        super().__init__()
         self._counts = folder / "counts"
-        self._line = ("-m", "tests.faults.counted", str(self._counts), *arguments)
+        program = (sys.executable, "-m", "tests.faults.counted", str(self._counts))
+        super().__init__(*arguments, program=program, cwd=ROOT)
 
-    async def __aenter__(self) -> Counted:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *self._line),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._readers.append(asyncio.create_task(self._keep(self._process.stdout, None)))
-        self._readers.append(asyncio.create_task(self._keep(self._process.stderr, self.err)))
-        return self
-
-    async def _keep(self, stream: asyncio.StreamReader, kept: bytearray | None) -> None:
+    async def _keep(self, stream: asyncio.StreamReader, kept: bytearray) -> None:
         while piece := await stream.read(1 << 16):
-            if kept is not None:  # a log of hours is read, so that it never blocks, and dropped
+            if kept is not self.out:  # a log of hours is read, so that it never blocks, and dropped
                 kept += piece
 
     async def sample(self) -> Sample:
