@@ -46,7 +46,7 @@ async def _behind(
 
 
 async def _stream(gateway: RunningGateway, path: str) -> list[bytes] | bytes:
-    """The events of one stream, or the body of a 502; it must end properly, with nothing left over."""
+    """The events of one stream, or the body of a 502. It ends properly, nothing is left over."""
     body = {"model": CHAT, "max_tokens": TOKENS, "stream": True, **BODIES[path]}
     async with await Client.open(gateway.port) as client:
         await client.post(path, body, gateway.headers[:1])

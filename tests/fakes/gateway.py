@@ -7,21 +7,23 @@ import contextlib
 import hashlib
 import os
 import re
-import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
 from gateway import config as configuration
 from gateway.worker import Worker
+from tests.fakes.process import Program
 
 KEY = "fg-test-key-0123456789abcdef"
 SECRET = "a secret of the tests"
+#: The installed command.
+FAIRGATE = str(Path(sys.executable).parent / "fairgate")
 HEADERS = (("authorization", f"Bearer {KEY}"), ("content-type", "application/json"))
 
 #: Small timers, so that what waits for one is quick; order and state are asserted, not the clock.
@@ -127,50 +129,41 @@ async def until(fact: Callable[[], bool], timeout: float = 5.0) -> None:
             await asyncio.sleep(0.002)
 
 
-class Command:
+class Command(Program):
     """The installed command, `fairgate serve`, as its own process.
 
-    `port` and `admin_port` are read off what it prints; `out` and `err` hold that.
+    `out` and `err` hold what it prints, `out` nothing unless `stdout` is a pipe. `program` starts
+    it in another way than by its name.
     """
 
-    def __init__(self, *arguments: str, environ: dict[str, str] | None = None) -> None:
-        self._arguments = arguments
+    def __init__(
+        self,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        program: Sequence[str] = (FAIRGATE,),
+        cwd: Path | None = None,
+        stdout: int = asyncio.subprocess.PIPE,
+    ) -> None:
+        super().__init__()
+        self._line = (*program, *arguments)
         self._environ = environ or {}
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
+        self._cwd = cwd
+        self._stdout = stdout
         self.out = bytearray()
         self.err = bytearray()
 
-    async def __aenter__(self) -> Command:
-        self._process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).parent / "fairgate"),
-            *self._arguments,
-            stdout=asyncio.subprocess.PIPE,
+    async def __aenter__(self) -> Self:
+        process = await self._start(
+            *self._line,
+            stdout=self._stdout,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **self._environ},
+            cwd=self._cwd,
         )
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        for stream, kept in ((self._process.stdout, self.out), (self._process.stderr, self.err)):
-            self._readers.append(asyncio.create_task(_keep(stream, kept)))
+        for stream, kept in ((process.stdout, self.out), (process.stderr, self.err)):
+            if stream is not None:
+                self._read(stream, kept)
         return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-        await asyncio.gather(*self._readers)
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        assert self._process is not None
-        return self._process.returncode
 
     async def listening(self, timeout: float = 20.0) -> int:
         """The data port, once it listens."""
@@ -185,18 +178,8 @@ class Command:
         assert found is not None, self.err.decode()
         return found[1].decode()
 
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
     async def ended(self, timeout: float = 20.0) -> int:
-        assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), timeout)
-
-
-async def _keep(stream: asyncio.StreamReader, kept: bytearray) -> None:
-    while piece := await stream.read(65536):
-        kept += piece
+        return await asyncio.wait_for(self._started.wait(), timeout)
 
 
 def _port(address: str) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+from tests.fakes.process import ROOT, Program
+
+DEPLOYED = ROOT / "deploy" / "haproxy.cfg"
 
 
 def free_port() -> int:
@@ -30,41 +32,31 @@ def localized(text: str, port: int, gateways: Sequence[int]) -> str:
     return text
 
 
-class Haproxy:
+class Haproxy(Program):
     """One such process in front of two gateways; `log` is what it wrote so far."""
 
     def __init__(self, folder: Path, gateways: Sequence[int]) -> None:
+        super().__init__()
         self.port = free_port()
         self.log = bytearray()
         self._file = folder / "haproxy.cfg"
         self._file.write_text(localized(DEPLOYED.read_text(), self.port, gateways))
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
+        process = await self._start(
             *("haproxy", "-db", "-f", str(self._file)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        assert self._process.stdout is not None
-        self._reader = asyncio.create_task(self._keep(self._process.stdout))
+        assert process.stdout is not None
+        self._read(process.stdout, self.log)
         return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        assert self._process is not None
-        assert self._reader is not None
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-        await self._reader
 
     async def listening(self) -> None:
         """Once connections are taken."""
-        assert self._process is not None
         async with asyncio.timeout(20):
             while True:
-                assert self._process.returncode is None, self.log.decode()
+                assert self.returncode is None, self.log.decode()
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 except ConnectionRefusedError:
@@ -73,7 +65,3 @@ class Haproxy:
                     writer.close()
                     await writer.wait_closed()
                     return
-
-    async def _keep(self, stream: asyncio.StreamReader) -> None:
-        while piece := await stream.read(1 << 16):
-            self.log += piece

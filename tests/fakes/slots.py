@@ -11,17 +11,15 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Self
 
 import uvloop
 
 from tests.fakes.engine import Engine
 from tests.fakes.http1 import readable
+from tests.fakes.process import Program
 from tests.fakes.script import Chunk, EndChunks, Received, Sleep, Step, plain, stream
 from tests.fakes.vllm import Vllm
-
-_ROOT = Path(__file__).parents[2]
 
 
 class Slots:
@@ -59,37 +57,18 @@ class Slots:
         yield EndChunks()
 
 
-class SlotsProcess:
+class SlotsProcess(Program):
     """That process. `urls` are where its engines listen."""
 
     def __init__(self, engines: int, slots: int, rate: float, tokens: int) -> None:
+        super().__init__()
         self._given = (engines, slots, rate, tokens)
-        self._process: asyncio.subprocess.Process | None = None
         self.urls: list[str] = []
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.fakes.slots", *map(str, self._given)),
-            cwd=_ROOT,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        async with asyncio.timeout(20):
-            ports = json.loads(await self._process.stdout.readline())
+        ports = json.loads(await self._start_ours("tests.fakes.slots", *map(str, self._given)))
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
 
 
 async def _run(engines: int, slots: int, rate: float, tokens: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ import pytest
 
 from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
-from tests.fakes.gateway import HEADERS, Command, configured
+from tests.fakes.gateway import FAIRGATE, HEADERS, Command, configured
 from tests.fakes.script import Chunk, EndChunks, Hang, Step, Wait, stream
 from tests.faults.asking import CHAT, MESSAGES, PATHS, Heard, ask, body, error, events, heard
 
@@ -182,31 +181,8 @@ async def test_with_nothing_to_do_it_ends_at_once(engine: Engine, tmp_path: Path
         assert await command.ended(3) == 0
 
 
-class Started(Command):
-    """The command, started in a way of its own. `out` stays empty unless `stdout` is a pipe."""
-
-    def __init__(self, *line: str, stdout: int) -> None:
-        super().__init__()
-        self._line = line
-        self._stdout = stdout
-
-    async def __aenter__(self) -> Started:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._line, stdout=self._stdout, stderr=asyncio.subprocess.PIPE
-        )
-        assert self._process.stderr is not None
-        self._readers.append(asyncio.create_task(self._keep(self._process.stderr)))
-        return self
-
-    async def _keep(self, stream: asyncio.StreamReader) -> None:
-        while piece := await stream.read(65536):
-            self.err += piece
-
-
 @pytest.mark.slow
-async def test_a_log_that_nobody_reads_delays_nothing(
-    engine: Engine, tmp_path: Path, fairgate: str
-) -> None:
+async def test_a_log_that_nobody_reads_delays_nothing(engine: Engine, tmp_path: Path) -> None:
     file = written(tmp_path, engine, "{lame_duck: 0, drain: 5s}", "bounds: {log_lines: 10}\n")
     nobody, full = os.pipe()
     os.set_blocking(full, False)
@@ -214,7 +190,7 @@ async def test_a_log_that_nobody_reads_delays_nothing(
         while True:
             os.write(full, bytes(4096))
     os.set_blocking(full, True)
-    async with Started(fairgate, "serve", "--config", file, stdout=full) as command:
+    async with Command("serve", "--config", file, stdout=full) as command:
         os.close(full)
         port = await command.listening()
         since = time.monotonic()
@@ -229,11 +205,6 @@ async def test_a_log_that_nobody_reads_delays_nothing(
 
 
 @pytest.fixture
-def fairgate() -> str:
-    return str(Path(sys.executable).parent / "fairgate")
-
-
-@pytest.fixture
 def many_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 2048 <= hard:
@@ -243,15 +214,14 @@ def many_files() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("more", ["", "bounds: {connections: 10000}\n"], ids=["own", "too-many"])
-async def test_running_out_of_descriptors_passes(
-    engine: Engine, tmp_path: Path, fairgate: str, more: str
-) -> None:
+async def test_running_out_of_descriptors_passes(engine: Engine, tmp_path: Path, more: str) -> None:
     wait = Wait()
     whole = events(CHAT)
     engine.script = [*stream(whole[:1], end=False), wait, *map(Chunk, whole[1:]), EndChunks()]
     file = written(tmp_path, engine, "{lame_duck: 0, drain: 5s}", more)
-    line = ("bash", "-c", 'ulimit -n 256; exec "$0" "$@"', fairgate, "serve", "--config", file)
-    async with Started(*line, stdout=asyncio.subprocess.DEVNULL) as command:
+    few = ("bash", "-c", 'ulimit -n 256; exec "$0" "$@"', FAIRGATE)
+    devnull = asyncio.subprocess.DEVNULL
+    async with Command("serve", "--config", file, program=few, stdout=devnull) as command:
         port = await command.listening()
         kept, reading = await begun(port, CHAT)
         crowd = [await Client.open(port) for _ in range(400)]

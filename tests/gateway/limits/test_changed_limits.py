@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from itertools import count
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from redis.asyncio import Redis as Client
 
-from gateway.limits.base import SECOND, Claim, Decision, Rule, Settlement, Window
+from gateway.limits.base import SECOND, Rule, Settlement, Window
 from gateway.limits.redis import Redis
-from tests.fakes.redis import RedisServer
+from tests.gateway.limits.counting import CHANGES, MINUTE, PREFIX, ask, claim, left
 from tests.gateway.limits.scripted import Scripted, carried, gone
 from tests.gateway.limits.scripted import claim as named
-
-PREFIX = "{fairgate}"
-MINUTE = Rule("key", ["k"], "requests", "minute", 60)
-ids = (f"id-{number}" for number in count())
-
-
-@pytest_asyncio.fixture
-async def stores(redis_server: RedisServer) -> AsyncIterator[list[Redis]]:
-    """Two gateways."""
-    async with AsyncExitStack() as stack:
-        made = [Redis(redis_server.url, PREFIX) for _ in range(2)]
-        for store in made:
-            stack.push_async_callback(store.close)
-        yield made
-
-
-@pytest.fixture
-def store(stores: list[Redis]) -> Redis:
-    return stores[0]
-
-
-@pytest_asyncio.fixture
-async def inside(redis_server: RedisServer) -> AsyncIterator[Any]:
-    """A client that looks at what is kept."""
-    async with Client.from_url(redis_server.url) as client:
-        yield client
-
-
-def claim(*lines: tuple[Rule, int]) -> Claim:
-    return Claim(next(ids), lines)
-
-
-async def ask(store: Redis, *lines: tuple[Rule, int]) -> Decision:
-    [decision] = await store.turn([], [claim(*lines)])
-    return decision
-
-
-async def left(store: Redis, rule: Rule) -> int:
-    [(left, _)] = await store.levels([rule])
-    return left
 
 
 def allowing(before: int, window: Window | None = "minute") -> Rule:
@@ -64,15 +19,7 @@ def allowing(before: int, window: Window | None = "minute") -> Rule:
 
 @pytest.mark.parametrize(
     ("window", "before", "used", "after", "left_then"),
-    [
-        ("minute", 60, 10, 600, 590),
-        ("minute", 60, 60, 90, 30),
-        ("minute", 600, 300, 7, 0),
-        ("minute", 7, 3, 11, 8),
-        ("day", 100, 40, 1000, 960),
-        ("day", 100, 40, 10, 0),
-        (None, 5, 2, 3, 1),
-    ],
+    CHANGES,
 )
 async def test_with_another_limit_what_was_used_stays_used(
     store: Redis, window: Window | None, before: int, used: int, after: int, left_then: int
@@ -80,7 +27,7 @@ async def test_with_another_limit_what_was_used_stays_used(
     rule = allowing(before, window)
     assert (await ask(store, (rule, used))).refused is None
     rule.allow(after)
-    found = await left(store, rule)
+    [found] = await left(store, rule)
     assert left_then <= found <= left_then + 2 * after // 60  # what two slow seconds drain
     assert (await ask(store, (rule, left_then + after // 10 + 20))).refused == 0
 
@@ -98,7 +45,7 @@ async def test_what_ends_is_settled_by_the_limit_there_is_then(store: Redis, ins
     await store.turn([], [asked])
     rule.allow(60)
     await store.turn([Settlement(asked.id, [(rule, 100_000, 99_990)])], [])
-    assert await left(store, rule) in (10, 11, 12)
+    assert await left(store, rule) in ([10], [11], [12])
     # Its drain is the new one: nothing of the old limit is left in what is kept.
     kept_as = (await inside.get(f"{PREFIX}:{rule.key}")).split(b":")
     assert [int(n) for n in kept_as[2:]] == [rule.unit, rule.drain]
@@ -109,14 +56,15 @@ async def test_gateways_with_different_limits_count_the_same_use(stores: list[Re
     for _ in range(10):
         await ask(stores[0], (slow, 1))
         await ask(stores[1], (fast, 1))
-    assert await left(stores[0], slow) in range(50, 56)
-    assert await left(stores[1], fast) in range(90, 96)
+    [slow_left], [fast_left] = await left(stores[0], slow), await left(stores[1], fast)
+    assert slow_left in range(50, 56)
+    assert fast_left in range(90, 96)
 
 
 async def test_what_was_kept_without_its_scale_still_counts(store: Redis, inside: Any) -> None:
     now = (await ask(store)).at
     await inside.set(f"{PREFIX}:{MINUTE.key}", f"{30 * MINUTE.unit}:{now}")
-    assert await left(store, MINUTE) in (30, 31, 32)
+    assert await left(store, MINUTE) in ([30], [31], [32])
 
 
 @pytest.mark.parametrize(("after", "passing"), [(20, 12), (9, 1), (5, 0)])

@@ -17,6 +17,7 @@ from gateway.limits.base import (
     Window,
 )
 from gateway.limits.memory import Alone, Memory, microseconds
+from tests.gateway.limits.counting import CHANGES
 from tests.gateway.limits.model import Model
 from tests.gateway.limits.model import microseconds as at_date
 
@@ -171,16 +172,7 @@ def test_held_slots_count_for_all_who_share(clock: Clock) -> None:
 
 @pytest.mark.parametrize(
     ("window", "before", "used", "after", "left"),
-    [
-        ("minute", 60, 10, 600, 590),
-        ("minute", 60, 60, 90, 30),
-        ("minute", 600, 300, 7, 0),
-        ("minute", 7, 3, 11, 8),
-        ("day", 100, 40, 1000, 960),
-        ("day", 100, 40, 10, 0),
-        (None, 5, 2, 3, 1),
-        (None, 5, 4, 3, 0),
-    ],
+    CHANGES,
 )
 def test_with_another_limit_what_was_used_stays_used(
     clock: Clock, window: Window | None, before: int, used: int, after: int, left: int

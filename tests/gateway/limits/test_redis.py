@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from itertools import count
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from redis.asyncio import Redis as Client
 
 from gateway.limits.base import (
     LEASE,
@@ -27,53 +22,16 @@ from gateway.limits.base import (
 )
 from gateway.limits.redis import MOST, REMEMBERED, BadUrl, Redis
 from tests.fakes.redis import RedisServer
+from tests.gateway.limits.counting import MINUTE, PREFIX, ask, claim, ids, left
 
-PREFIX = "{fairgate}"
-MINUTE = Rule("key", ["k"], "requests", "minute", 60)
 TOKENS = Rule("team", ["t"], "tokens", "minute", 1000)
 DAY = Rule("team", ["t"], "tokens", "day", 10_000)
 SLOTS = Rule("gateway", (), "concurrency", None, 10)
-ids = (f"id-{number}" for number in count())
-
-
-@pytest_asyncio.fixture
-async def stores(redis_server: RedisServer) -> AsyncIterator[list[Redis]]:
-    """Five workers."""
-    async with AsyncExitStack() as stack:
-        made = [Redis(redis_server.url, PREFIX) for _ in range(5)]
-        for store in made:
-            stack.push_async_callback(store.close)
-        yield made
-
-
-@pytest.fixture
-def store(stores: list[Redis]) -> Redis:
-    return stores[0]
-
-
-@pytest_asyncio.fixture
-async def inside(redis_server: RedisServer) -> AsyncIterator[Any]:
-    """A client that looks at what is kept."""
-    async with Client.from_url(redis_server.url) as client:
-        yield client
 
 
 async def kept(inside: Any) -> dict[bytes, tuple[bytes, int]]:
     """Every key's value and when it expires, in milliseconds since the epoch."""
     return {k: (await inside.dump(k), await inside.pexpiretime(k)) for k in await inside.keys()}
-
-
-def claim(*lines: tuple[Rule, int]) -> Claim:
-    return Claim(next(ids), lines)
-
-
-async def ask(store: Redis, *lines: tuple[Rule, int]) -> Decision:
-    [decision] = await store.turn([], [claim(*lines)])
-    return decision
-
-
-async def left(store: Redis, *rules: Rule) -> list[int]:
-    return [left for left, _ in await store.levels(rules)]
 
 
 # Exact, whoever asks at the same time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from gateway.limits.base import Claim, Close, Rule, Settlement, Unavailable
 from gateway.limits.redis import Redis
 from tests.fakes.redis import RedisServer, free_port
 from tests.fakes.redis_many import RedisCluster, RedisSentinels
+from tests.gateway.limits.counting import PREFIX, ids
 
 #: All that the gateway's user may have to do, as an ACL names it.
 COMMANDS = frozenset(
@@ -25,14 +25,12 @@ COMMANDS = frozenset(
 #: What its user may have to do in a cluster besides.
 CLUSTER_COMMANDS = frozenset({"cluster|slots", "cluster|shards", "command"})
 
-PREFIX = "{fairgate}"
 RULES = (
     Rule("key", ["k"], "requests", "minute", 600),
     Rule("team", ["{t}"], "tokens", "second", 1000),
     Rule("team_model", ["{t}", "m"], "tokens", "month", 10**9),
     Rule("gateway", (), "concurrency", None, 100),
 )
-ids = (f"id-{number}" for number in count())
 
 
 @asynccontextmanager
