@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from backends.collected import Collected
-from backends.errors import BackendError, BadAnswer
+from backends.errors import BadAnswer
 from tests.backends.sinks import replica
-
-
-class Flying:
-    """A call on its way. Mutable state: `failures`, what it was ended with."""
-
-    def __init__(self) -> None:
-        self.failures: list[BackendError] = []
-
-    def fail(self, exc: BackendError) -> None:
-        self.failures.append(exc)
+from tests.fakes.flying import Flying
 
 
 def flown(limit: int, *pieces: bytes) -> tuple[Collected, Flying]:

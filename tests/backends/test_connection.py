@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,24 +22,12 @@ from backends.errors import (
 )
 from backends.transport import Transport
 from tests.backends.sinks import OK, REQUEST, Kept, ended, replica, told
+from tests.fakes.certificates import self_signed
 from tests.fakes.engine import Engine
 from tests.fakes.script import Chunk, Fin, Hang, Rst, Send, Sleep, Step, stream
 
 LENGTHLESS = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine([Send(OK)]) as running:
-        yield running
 
 
 async def answered(transport: Transport, *steps: Step) -> Kept:
@@ -229,18 +215,7 @@ async def test_connections_that_share_their_room_do_not_mix_their_answers(
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        + ["-nodes", "-days", "2", "-subj", "/CN=engine", "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

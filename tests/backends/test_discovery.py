@@ -22,13 +22,6 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
     async with Engine(models=("tiny", "alias")) as running:
         yield running

@@ -14,52 +14,17 @@ from backends.kinds import KINDS
 from backends.policies import POLICIES
 from backends.pool import Means, Pool, evict, heard
 from backends.quarantine import Quarantine
+from tests.fakes.clock import Seconds
+from tests.fakes.flying import Flying, Waiting
 from tests.gateway.pools import Unwatched, replica
 
 
-class Clock:
-    """Mutable state: `now`, in seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Flying:
-    """A call on its way. Mutable state: `failures`, what it was ended with."""
-
-    def __init__(self) -> None:
-        self.failures: list[BackendError] = []
-
-    def fail(self, exc: BackendError) -> None:
-        self.failures.append(exc)
-
-    def pause(self) -> None:
-        return None
-
-    def resume(self) -> None:
-        return None
-
-
-class Waiting:
-    """An attempt whose engine last spoke at `heard`."""
-
-    def __init__(self, heard: float, *, movable: bool = True) -> None:
-        self.heard = heard
-        self._movable = movable
-
-    def movable(self) -> bool:
-        return self._movable
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Seconds:
+    return Seconds()
 
 
-def pool_of(clock: Clock, *replicas: Replica) -> Pool:
+def pool_of(clock: Seconds, *replicas: Replica) -> Pool:
     nothing: Any = None
     means = Means(nothing, Unwatched(), Quarantine(b"secret", clock), clock)
     return Pool("tiny", KINDS["vllm"], replicas, POLICIES["round_robin"](), means)
@@ -74,7 +39,7 @@ def chosen(pool: Pool, times: int = 12) -> set[str]:
     return {each.url[10:11] for each in picked if each is not None}
 
 
-def test_who_is_ejected_full_or_drained_is_not_chosen(clock: Clock) -> None:
+def test_who_is_ejected_full_or_drained_is_not_chosen(clock: Seconds) -> None:
     one, two, three_ = three()
     pool = pool_of(clock, one, two, three_)
     one.health.stalled(clock.now, "silent")
@@ -87,7 +52,7 @@ def test_who_is_ejected_full_or_drained_is_not_chosen(clock: Clock) -> None:
     assert chosen(pool) == set()
 
 
-def test_where_none_is_well_the_one_whose_ejection_ends_first_is_asked(clock: Clock) -> None:
+def test_where_none_is_well_the_one_whose_ejection_ends_first_is_asked(clock: Seconds) -> None:
     one, two, three_ = three()
     pool = pool_of(clock, one, two, three_)
     one.health.told(clock.now, "unreachable")
@@ -98,7 +63,7 @@ def test_where_none_is_well_the_one_whose_ejection_ends_first_is_asked(clock: Cl
     assert chosen(pool) == {"3"}
 
 
-def test_on_probation_one_request_at_a_time_finds_out(clock: Clock) -> None:
+def test_on_probation_one_request_at_a_time_finds_out(clock: Seconds) -> None:
     one, two, _ = three()
     pool = pool_of(clock, one, two)
     one.health.stalled(clock.now, "silent")
@@ -108,7 +73,7 @@ def test_on_probation_one_request_at_a_time_finds_out(clock: Clock) -> None:
     assert chosen(pool) == {"2"}
 
 
-def test_after_a_failure_only_another_that_is_well_is_tried(clock: Clock) -> None:
+def test_after_a_failure_only_another_that_is_well_is_tried(clock: Seconds) -> None:
     one, two, _ = three()
     pool = pool_of(clock, one, two)
     two.health.stalled(clock.now, "silent")
@@ -116,7 +81,7 @@ def test_after_a_failure_only_another_that_is_well_is_tried(clock: Clock) -> Non
     assert pool.pick(Demand(), [one], ConnectFailed("refused")) is two
 
 
-def test_one_that_has_no_room_is_not_the_second_try_of_another_without(clock: Clock) -> None:
+def test_one_that_has_no_room_is_not_the_second_try_of_another_without(clock: Seconds) -> None:
     one, two, _ = three()
     pool = pool_of(clock, one, two)
     pool.judge(two, Refused(503))
@@ -130,13 +95,13 @@ def test_one_that_has_no_room_is_not_the_second_try_of_another_without(clock: Cl
     "exc", [errors.EngineDied("x"), errors.EngineStuck("x"), ConnectFailed("")]
 )
 def test_what_an_engine_out_of_service_had_may_always_be_sent_again(
-    clock: Clock, exc: BackendError
+    clock: Seconds, exc: BackendError
 ) -> None:
     pool = pool_of(clock, *three())
     assert all(pool.may_retry(exc) for _ in range(100))
 
 
-def test_other_failures_are_sent_again_as_the_budget_allows(clock: Clock) -> None:
+def test_other_failures_are_sent_again_as_the_budget_allows(clock: Seconds) -> None:
     pool = pool_of(clock, *three())
     assert [pool.may_retry(Refused(500)) for _ in range(5)] == [True, True, True, False, False]
     assert not pool.may_retry(Refused(400))
@@ -166,7 +131,7 @@ def test_other_failures_are_sent_again_as_the_budget_allows(clock: Clock) -> Non
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
 def test_what_speaks_against_an_engine(
-    clock: Clock, failure: BackendError, times: int, standing: Standing
+    clock: Seconds, failure: BackendError, times: int, standing: Standing
 ) -> None:
     one, two, _ = three()
     pool = pool_of(clock, one, two)
@@ -175,7 +140,7 @@ def test_what_speaks_against_an_engine(
     assert one.health.standing(clock.now) is standing
 
 
-def test_a_good_answer_between_failures_keeps_it_in(clock: Clock) -> None:
+def test_a_good_answer_between_failures_keeps_it_in(clock: Seconds) -> None:
     one, *_ = three()
     pool = pool_of(clock, one)
     for _ in range(10):
@@ -186,7 +151,7 @@ def test_a_good_answer_between_failures_keeps_it_in(clock: Clock) -> None:
     assert one.last_error is None
 
 
-def test_one_slow_answer_says_little_while_others_flow(clock: Clock) -> None:
+def test_one_slow_answer_says_little_while_others_flow(clock: Seconds) -> None:
     one, *_ = three()
     pool = pool_of(clock, one)
     one.flights[Flying()] = Waiting(clock.now - 9)
@@ -197,7 +162,7 @@ def test_one_slow_answer_says_little_while_others_flow(clock: Clock) -> None:
     assert one.health.standing(clock.now) is Standing.EJECTED
 
 
-def test_what_waits_for_a_first_event_is_taken_from_an_engine_that_stalls(clock: Clock) -> None:
+def test_what_waits_for_a_first_event_is_taken_from_an_engine_that_stalls(clock: Seconds) -> None:
     one, *_ = three()
     pool = pool_of(clock, one)
     waiting, committed = Flying(), Flying()
@@ -209,7 +174,7 @@ def test_what_waits_for_a_first_event_is_taken_from_an_engine_that_stalls(clock:
     assert committed.failures == []
 
 
-def test_a_dead_engine_blames_what_it_had(clock: Clock) -> None:
+def test_a_dead_engine_blames_what_it_had(clock: Seconds) -> None:
     pool = pool_of(clock, *three())
     for each in pool.replicas[:2]:
         pool.means.quarantine.suspect(each, b"{}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -23,13 +23,6 @@ from tests.fakes.script import Fin, Hang, Received, Rst, Step, plain, stream
 VLLM, OPENAI = KINDS["vllm"], KINDS["openai"]
 STEPS = "vllm:iteration_tokens_total_count"
 RUNNING = "vllm:num_requests_running"
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
 
 
 class Probing:

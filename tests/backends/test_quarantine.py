@@ -9,27 +9,18 @@ import pytest
 from backends.base import Replica
 from backends.errors import KillsEngines
 from backends.quarantine import Quarantine
+from tests.fakes.clock import Seconds
 from tests.gateway.pools import replica
 
 ONE, TWO, THREE = (replica(f"http://gpu{n}:8000") for n in (1, 2, 3))
 BODY = b'{"messages":[{"role":"user","content":"the prompt that kills"}]}'
 
 
-class Clock:
-    """Mutable state: `now`, in seconds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Case:
     """A quarantine. Mutable state: what it told other processes."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = Seconds()
         self.told: list[tuple[str, str]] = []
         self.quarantine = Quarantine(b"secret", self.clock, self._tell)
 
@@ -122,7 +113,7 @@ def test_another_secret_has_other_fingerprints() -> None:
     made = []
     for secret in (b"one", b"two"):
         case = Case()
-        case.quarantine = Quarantine(secret, Clock(), case._tell)
+        case.quarantine = Quarantine(secret, Seconds(), case._tell)
         case.killed(ONE)
         made += case.told
     assert len(set(made)) == 2

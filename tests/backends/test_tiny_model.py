@@ -102,7 +102,7 @@ def test_the_most_frequent_neighbours_are_joined_first() -> None:
 def test_the_engines_libraries_read_the_model_it_made(tmp_path: Path) -> None:
     python = install.found(os.environ)
     if python is None:
-        pytest.skip("no engine: `fairgate up` prepares one")
+        pytest.skip("no engine is installed to read it: `fairgate up` installs one")
     subprocess.run([python, tiny_model.__file__, tmp_path / "m"], check=True)
     read = subprocess.run(
         [python, "-c", READ_BACK, tmp_path / "m"], check=True, capture_output=True, text=True

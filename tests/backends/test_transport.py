@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -19,22 +19,10 @@ from backends.errors import (
 )
 from backends.transport import Transport
 from tests.backends.sinks import OK, REQUEST, Kept, ended, replica, told
+from tests.fakes.deaf import deaf
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import until
 from tests.fakes.script import Fin, Hang, Received, Rst, Send, Step, Wait, stream
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine([Send(OK)]) as running:
-        yield running
 
 
 @pytest.fixture
@@ -46,20 +34,10 @@ async def faults() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-async def deaf() -> AsyncIterator[int]:
-    """The port of a listener that takes no connection any more: connecting to it hangs."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = []
-        for _ in range(3):
-            sock = socket.socket()
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-            waiting.append(sock)
-        yield listener.getsockname()[1]
-        for sock in waiting:
-            sock.close()
+def unconnectable() -> Iterator[int]:
+    """The port of a listener that connecting to hangs."""
+    with deaf() as port:
+        yield port
 
 
 async def test_an_answer_is_told_in_order_and_once(transport: Transport, engine: Engine) -> None:
@@ -251,20 +229,20 @@ async def test_a_name_that_cannot_be_one_is_told_as_such(transport: Transport) -
     assert isinstance(sink.failure, ConnectFailed)
 
 
-async def test_connecting_ends_in_time(deaf: int) -> None:
+async def test_connecting_ends_in_time(unconnectable: int) -> None:
     transport = Transport(Limits(connect=0.1))
-    sink = await told(transport, deaf)
+    sink = await told(transport, unconnectable)
     assert isinstance(sink.failure, ConnectFailed)
     assert transport.open_connections == 0
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
 async def test_leaving_while_connecting_leaves_nothing(
-    transport: Transport, deaf: int, turns: int
+    transport: Transport, unconnectable: int, turns: int
 ) -> None:
     before = asyncio.all_tasks()
     sink = Kept()
-    exchange = transport.send(replica(deaf), REQUEST, sink)
+    exchange = transport.send(replica(unconnectable), REQUEST, sink)
     for _ in range(turns):
         await asyncio.sleep(0)
     exchange.close()
@@ -382,15 +360,15 @@ async def test_a_sink_may_end_it_from_within(
     assert transport.open_connections == 0
 
 
-async def test_closing_breaks_off_what_is_under_way(engine: Engine, deaf: int) -> None:
+async def test_closing_breaks_off_what_is_under_way(engine: Engine, unconnectable: int) -> None:
     transport = Transport()
     await told(transport, engine.port)
     engine.script = [*stream([b"data: 1\n\n"], end=False), Hang()]
     sinks = [Kept() for _ in range(4)]
     carried = [transport.send(replica(engine.port), REQUEST, sink) for sink in sinks[:2]]
-    connecting = transport.send(replica(deaf), REQUEST, sinks[2])
+    connecting = transport.send(replica(unconnectable), REQUEST, sinks[2])
     await until(lambda: all(sink.body for sink in sinks[:2]))
-    just_sent = transport.send(replica(deaf), REQUEST, sinks[3])
+    just_sent = transport.send(replica(unconnectable), REQUEST, sinks[3])
     await transport.close()
     assert transport.open_connections == 0
     await asyncio.gather(*map(ended, [*carried, connecting, just_sent]))

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,14 @@ from backends.connection import Limits
 from backends.errors import ConnectFailed
 from backends.kinds.base import probe
 from backends.transport import Transport
-from tests.backends.sinks import OK, REQUEST, Kept, ended
+from tests.backends.sinks import REQUEST, Kept, ended
+from tests.fakes.certificates import self_signed
+from tests.fakes.deaf import deaf
 from tests.fakes.engine import Engine
-from tests.fakes.script import Send
 
 NAME = "gpu1.test"
 #: An address of this machine where nothing listens on the engine's port.
 ELSEWHERE = "127.0.0.2"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine([Send(OK)]) as running:
-        yield running
 
 
 @contextlib.asynccontextmanager
@@ -54,19 +48,6 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(socket, "getaddrinfo", seen)
     return asked
-
-
-@contextlib.contextmanager
-def deaf(port: int) -> Iterator[None]:
-    """At the other address the same port hangs: a listener whose queue is full."""
-    with socket.socket() as listener, contextlib.ExitStack() as held:
-        listener.bind((ELSEWHERE, port))
-        listener.listen(0)
-        for _ in range(3):
-            sock = held.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield
 
 
 def named(port: int, tls: ssl.SSLContext | None = None, address: str = "") -> Replica:
@@ -109,7 +90,7 @@ async def test_the_next_address_is_tried_after_a_refusal(engine: Engine) -> None
 
 async def test_an_address_that_hangs_leaves_time_for_the_next(engine: Engine) -> None:
     book = {NAME: [ELSEWHERE, "127.0.0.1"]}
-    with deaf(engine.port):
+    with deaf(ELSEWHERE, engine.port):
         async with knowing(book, Limits(connect=0.4, idle=0.0)) as transport:
             assert (await sent(transport, named(engine.port))).failure is None
             engine.requests.clear()
@@ -124,7 +105,7 @@ async def test_an_address_that_hangs_leaves_time_for_the_next(engine: Engine) ->
 
 
 async def test_where_no_address_answers_the_whole_time_is_kept(engine: Engine) -> None:
-    with deaf(engine.port):
+    with deaf(ELSEWHERE, engine.port):
         async with knowing({NAME: [ELSEWHERE] * 4}, Limits(connect=0.2)) as transport:
             failure = (await sent(transport, named(engine.port))).failure
             assert isinstance(failure, ConnectFailed)
@@ -158,27 +139,9 @@ async def test_one_of_several_behind_a_name_is_reached_at_its_own_address(engine
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """A certificate that signs itself, and its key, for the name and for the address."""
-    made = {}
-    for kind, subject in (("name", f"DNS:{NAME}"), ("address", "IP:127.0.0.1")):
-        folder = tmp_path_factory.mktemp(kind)
-        cert, key = folder / "cert.pem", folder / "key.pem"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-            + [
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=engine",
-                "-addext",
-                f"subjectAltName={subject}",
-            ]
-            + ["-keyout", str(key), "-out", str(cert)],
-            check=True,
-            capture_output=True,
-        )
-        made[kind] = cert, key
-    return made
+    folder = tmp_path_factory.mktemp("tls")
+    subjects = {"name": f"DNS:{NAME}", "address": "IP:127.0.0.1"}
+    return {kind: self_signed(folder / kind, subject) for kind, subject in subjects.items()}
 
 
 @contextlib.asynccontextmanager

@@ -50,13 +50,6 @@ async def engines() -> AsyncIterator[list[Engine]]:
         yield [a, b, c]
 
 
-@pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    made = Transport()
-    yield made
-    await made.close()
-
-
 def pool_of(
     engines: list[Engine], transport: Transport, policy: str = "round_robin"
 ) -> tuple[Pool, Counting]:

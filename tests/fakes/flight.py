@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+import orjson
 import pytest
 
 from backends.base import Origin, Replica
@@ -25,6 +26,12 @@ TIMES = Timeouts(
 DEADLINE = 590.0
 EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
 JSON = ((b"content-type", b"application/json"),)
+DONE = b"data: [DONE]\n\n"
+
+
+def words(text: str) -> bytes:
+    """An event that says something, in no dialect."""
+    return b'data: {"x":' + orjson.dumps(text) + b"}\n\n"
 
 
 class Timer:

@@ -3,14 +3,14 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
 
-from tests.fakes.client import Answer, Client, request
+from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine, named
 from tests.fakes.http1 import End
+from tests.fakes.posting import ASKED, CHAT, post
 from tests.fakes.process import EngineProcess
 from tests.fakes.script import (
     Chunk,
@@ -31,27 +31,8 @@ from tests.fakes.script import (
     stream,
 )
 
-JSON = [("content-type", "application/json")]
-CHAT = "/v1/chat/completions"
-ASKED: dict[str, Any] = {
-    "model": "tiny",
-    "max_tokens": 3,
-    "messages": [{"role": "user", "content": "hi"}],
-}
 EVENTS = [b"data: %d\n\n" % number for number in range(5)]
 BODY = b"".join(EVENTS)
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine() as running:
-        yield running
-
-
-async def post(engine: Engine, path: str, body: Any, headers: Iterable[Any] = ()) -> Answer:
-    return await request(
-        engine.port, "POST", path, [*JSON, *headers], json.dumps(body).encode(), patience=5
-    )
 
 
 async def test_requests_are_kept_as_they_came(engine: Engine) -> None:

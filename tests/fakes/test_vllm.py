@@ -1,37 +1,19 @@
 """The unscripted engine answers in the shapes of the real one."""
 
 import json
-from collections.abc import AsyncIterator, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.client import Answer, Client, request
+from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
+from tests.fakes.posting import ASKED, CHAT, post
 from tests.fakes.vllm import WORDS, prompt_tokens
 
-JSON = [("content-type", "application/json")]
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
-ASKED: dict[str, Any] = {
-    "model": "tiny",
-    "max_tokens": 3,
-    "messages": [{"role": "user", "content": "hi"}],
-}
+MESSAGES = "/v1/messages"
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine() as running:
-        yield running
-
-
-async def post(engine: Engine, path: str, body: Any, headers: Iterable[Any] = ()) -> Answer:
-    return await request(
-        engine.port, "POST", path, [*JSON, *headers], json.dumps(body).encode(), patience=5
-    )
 
 
 def shapes(body: bytes) -> list[Any]:

@@ -6,13 +6,12 @@ Each state by itself is a cell of the fault matrix; here is what else can be the
 from __future__ import annotations
 
 import random
-import socket
-from collections.abc import AsyncIterator
 from itertools import product
 
 import pytest
 
 from tests.fakes.client import Client, head
+from tests.fakes.deaf import deaf
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, configured, serving, until
 from tests.fakes.script import Fin, Hang
@@ -57,37 +56,22 @@ async def test_a_thousand_that_leave_free_their_engines_within_250_ms(
     assert took[990] < 0.25
 
 
-@pytest.fixture
-async def deaf() -> AsyncIterator[str]:
-    """The address of a listener that takes no connection any more: connecting to it hangs."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = []
-        for _ in range(3):
-            sock = socket.socket()
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-            waiting.append(sock)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        for sock in waiting:
-            sock.close()
-
-
-async def test_leaving_while_the_engine_is_connected_to_gives_it_up(deaf: str) -> None:
+async def test_leaving_while_the_engine_is_connected_to_gives_it_up() -> None:
     timeouts = "{connect: 1s, lame_duck: 0}"
-    async with serving(configured(deaf, timeouts=timeouts)) as gateway:
-        for turn, how in enumerate(HOWS):
-            await until(lambda: gateway.upstream_connections == 0)  # discovery tries as well
-            client = await Client.open(gateway.port)
-            await client.post(CHAT, body(CHAT), HEADERS)
-            await until(lambda: gateway.in_flight > 0)
-            leave(client, how)
-            await gateway.until_quiet(DEADLINE)
-            line = (await gateway.logged(turn + 1))[turn]
-            assert line["outcome"] == "client_gone"
-            client.close()
-        await until(lambda: gateway.upstream_connections == 0)
+    with deaf() as port:
+        engine = f"http://127.0.0.1:{port}"
+        async with serving(configured(engine, timeouts=timeouts)) as gateway:
+            for turn, how in enumerate(HOWS):
+                await until(lambda: gateway.upstream_connections == 0)  # discovery tries as well
+                client = await Client.open(gateway.port)
+                await client.post(CHAT, body(CHAT), HEADERS)
+                await until(lambda: gateway.in_flight > 0)
+                leave(client, how)
+                await gateway.until_quiet(DEADLINE)
+                line = (await gateway.logged(turn + 1))[turn]
+                assert line["outcome"] == "client_gone"
+                client.close()
+            await until(lambda: gateway.upstream_connections == 0)
 
 
 @pytest.mark.parametrize("how", HOWS)

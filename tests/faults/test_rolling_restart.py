@@ -22,7 +22,10 @@ from tests.faults.asking import CHAT, MESSAGES, body, events, heard
 
 pytestmark = [
     pytest.mark.usefixtures("no_traceback"),
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy (Debian: haproxy)"),
+    pytest.mark.skipif(
+        shutil.which("haproxy") is None,
+        reason="haproxy is not installed (Debian: apt-get install haproxy)",
+    ),
 ]
 
 #: The gateway's default of `lame_duck`, which `deploy/haproxy.cfg` is written for.

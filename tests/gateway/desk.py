@@ -12,12 +12,13 @@ from gateway import config as configuration
 from gateway.admit import Admission, Permit
 from gateway.errors import GatewayError
 from gateway.estimate import Estimates
-from gateway.limits.base import SECOND, Claim, Decision, Level, Settled, Unavailable
+from gateway.limits.base import Claim, Decision, Level, Settled, Unavailable
 from gateway.limits.memory import Alone
 from gateway.limits.rulebook import Rulebook
 from gateway.route import Route
 from gateway.settings import Config
 from gateway.terms import Principal, Size, Usage
+from tests.fakes.clock import Microseconds
 from tests.gateway.pools import route
 
 NAMES = ("ann", "bob")
@@ -28,19 +29,6 @@ START = datetime(2026, 6, 15, 9, 30, 0, 250_000, tzinfo=UTC)
 #: At 4 bytes a token, what nobody has learned better yet: 100 tokens, and 50 for the answer.
 SIZE = Size(text_bytes=400, output_limit=50)
 ESTIMATE = 150
-
-
-class Clock:
-    """Mutable state: the time, in microseconds."""
-
-    def __init__(self) -> None:
-        self.now = int(START.timestamp()) * SECOND + 250_000
-
-    def __call__(self) -> int:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
 
 
 class Kept(Alone):
@@ -77,7 +65,7 @@ class Desk:
         model: str = "{}",
         both: str = "{}",
     ) -> None:
-        self.clock = Clock()
+        self.clock = Microseconds(START)
         self.counter = Kept(self.clock)
         self.rulebook = Rulebook(_config(key, team, gateway, model, both))
         self.estimates = Estimates()

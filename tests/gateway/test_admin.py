@@ -261,7 +261,10 @@ async def test_there_are_so_many_listeners_and_no_more() -> None:
 
 
 class Slow:
-    """`Workers` whose status is `load` and a number that is always another one."""
+    """`Workers` whose status is `load` and a number that is always another one.
+
+    Only `/events` is asked for here: nothing may reach what counts, changes limits or drains.
+    """
 
     ready = True
 
@@ -277,13 +280,13 @@ class Slow:
         return b""
 
     async def limits(self, key: str | None, team: str | None) -> Told:
-        raise NotImplementedError
+        raise AssertionError("/events asked for limits")
 
     async def reset_limits(self, key: str | None, team: str | None) -> Told:
-        raise NotImplementedError
+        raise AssertionError("/events reset limits")
 
     async def drain(self, url: str, out: bool | None) -> Told:
-        raise NotImplementedError
+        raise AssertionError("/events drained a replica")
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,8 @@ from gateway.errors import QuotaSpent
 from gateway.limits.base import SECOND, Claim, Rule
 from gateway.limits.memory import Memory
 from gateway.terms import Size
-from tests.gateway.desk import Clock, Desk, used
+from tests.fakes.clock import Microseconds
+from tests.gateway.desk import START, Desk, used
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 EXAMPLES = " ".join(PAGE.read_text(encoding="utf-8").partition("\n## Worked examples\n")[2].split())
@@ -36,7 +37,7 @@ def at_once(limit: int) -> Rule:
 
 
 def test_a_bucket() -> None:
-    clock = Clock()
+    clock = Microseconds(START)
     memory, rule = Memory(clock), per_minute(600)
     full = granted(memory, rule)
     every = 0
@@ -116,8 +117,8 @@ async def test_a_day() -> None:
 
 
 def test_a_lost_redis() -> None:
-    alone = Memory(Clock(), share=4)
+    alone = Memory(Microseconds(START), share=4)
     rate, slots = granted(alone, per_minute(600)), granted(alone, at_once(32))
     assert f"each grants {rate} a minute and {slots} at once." in EXAMPLES
-    few = granted(Memory(Clock(), share=4), at_once(2))
+    few = granted(Memory(Microseconds(START), share=4), at_once(2))
     assert f"`concurrency: 2` becomes {few} each, so up to {4 * few} in all." in EXAMPLES

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import uvloop
 
 from gateway import config as configuration
 from gateway.worker import Worker
+from tests.fakes.certificates import self_signed
 from tests.fakes.client import Answer, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, SECRET, Serving, configured, serving
@@ -223,16 +223,7 @@ def test_unix_sockets_and_ipv6_are_served_like_any_other(run: Run, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(key)]
-        + ["-out", str(cert), "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @RUNS

@@ -12,27 +12,8 @@ from backends.errors import EngineStuck, KillsEngines
 from backends.probes import Verdict
 from backends.quarantine import Quarantine
 from gateway.board import Board
+from tests.fakes.flying import Flying, Waiting
 from tests.gateway.pools import replica
-
-
-class Flying:
-    """A call on its way. Mutable state: `failures`, what it was ended with."""
-
-    def __init__(self) -> None:
-        self.failures: list[Exception] = []
-
-    def fail(self, exc: Exception) -> None:
-        self.failures.append(exc)
-
-
-class Waiting:
-    """An attempt to which nothing was said for a minute."""
-
-    def __init__(self) -> None:
-        self.heard = time.monotonic() - 60
-
-    def movable(self) -> bool:
-        return True
 
 
 class Case:
@@ -47,7 +28,7 @@ class Case:
 
     def waits(self, at: Replica) -> Flying:
         flying: Any = Flying()
-        at.flights[flying] = Waiting()
+        at.flights[flying] = Waiting(time.monotonic() - 60)
         at.in_flight += 1
         return flying  # type: ignore[no-any-return]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from gateway import config as configuration
 from gateway.port import certificate
 from gateway.settings import Config, Tls
+from tests.fakes.certificates import self_signed
 from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, Serving, configured, serving
@@ -53,13 +53,7 @@ async def test_whose_pages_may_call_is_that_of_the_newest_configuration() -> Non
 
 def made(folder: Path, name: str) -> Tls:
     """A certificate of its own, and its key."""
-    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", key, "-out", cert],
-        check=True,
-        capture_output=True,
-    )
+    cert, key = self_signed(folder / name)
     return Tls(cert_file=str(cert), key_file=str(key))
 
 

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ import pytest
 
 from gateway import config as configuration
 from gateway.probing import Finding, probed
+from tests.fakes.certificates import self_signed
 from tests.fakes.engine import Engine
+from tests.fakes.gateway import FAIRGATE
 from tests.fakes.script import Hang, Received, Step, plain
 
 OPENAPI = "/openapi.json"
@@ -216,16 +216,8 @@ async def test_each_server_of_a_file_is_asked(engine: Engine, tmp_path: Path) ->
 @contextlib.asynccontextmanager
 async def secured(folder: Path, subject: str) -> AsyncIterator[int]:
     """The port of a server over TLS that answers nothing; its certificate is folder/cert.pem."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        + ["-nodes", "-days", "2", "-subj", "/CN=engine", "-addext", f"subjectAltName={subject}"]
-        + ["-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key)
+    context.load_cert_chain(*self_signed(folder, subject))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -270,7 +262,7 @@ async def test_a_file_without_certificates_is_told(tmp_path: Path) -> None:
 
 async def checked(*arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).parent / "fairgate"),
+        FAIRGATE,
         *("check", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

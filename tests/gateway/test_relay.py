@@ -13,19 +13,11 @@ from backends.errors import (
     StreamFailed,
     StreamTruncated,
 )
-from gateway.endpoints.base import OPENAI
 from gateway.relay import LARGEST_HELD
 from gateway.reply import State
 from gateway.terms import Usage
-from tests.fakes.flight import EVENTS, JSON, Clock, Stage, clock_of
+from tests.fakes.flight import DONE, EVENTS, JSON, Clock, Stage, clock_of, words
 from tests.gateway.wire import NAME, chat, document, parse
-
-BEAT = OPENAI.heartbeat
-DONE = b"data: [DONE]\n\n"
-
-
-def words(text: str) -> bytes:
-    return b'data: {"x":' + orjson.dumps(text) + b"}\n\n"
 
 
 @pytest.fixture

@@ -6,15 +6,10 @@ import pytest
 from backends.errors import ConnectionBroken, FirstEventTimeout, UpstreamTimeout
 from gateway.endpoints.base import ANTHROPIC, OPENAI
 from gateway.relay import ClientStalled
-from tests.fakes.flight import DEADLINE, EVENTS, JSON, Clock, Stage, clock_of
+from tests.fakes.flight import DEADLINE, DONE, EVENTS, JSON, Clock, Stage, clock_of, words
 from tests.gateway.wire import chat, messages, parse, recorded
 
 BEAT = OPENAI.heartbeat
-DONE = b"data: [DONE]\n\n"
-
-
-def words(text: str) -> bytes:
-    return b'data: {"x":' + orjson.dumps(text) + b"}\n\n"
 
 
 @pytest.fixture

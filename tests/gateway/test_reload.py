@@ -22,10 +22,19 @@ from gateway.settings import Bounds, Config, Key, Tls
 from tests.fakes.gateway import configured, until
 
 GOOD = configured("http://gpu1:8000", more="limits: {requests_per_minute: 5}\n")
+OTHER = GOOD + "request: {n: 2}\n"
 
 
 def loaded(text: str) -> Config:
     return configuration.load("test.yaml", text, {})
+
+
+def started(folder: Path, text: str, key: Key | None = None) -> tuple[Path, Source, Config]:
+    """A file with that text, the source it is, and the configuration read at the start."""
+    file = folder / "f.yaml"
+    file.write_text(text)
+    source = Source(str(file), {}, key=key)
+    return file, source, source.read()
 
 
 # What can change
@@ -63,10 +72,7 @@ def test_what_cannot_change_while_running_is_refused_with_its_place(
 ) -> None:
     text = GOOD.replace("admin_listen: 127.0.0.1:0\n", "").replace("limits: {req", "#").strip()
     text = f"secret: s\n{text}\n".replace("listen: 127.0.0.1:0", "listen: 127.0.0.1:8")
-    file = tmp_path / "f.yaml"
-    file.write_text(text)
-    source = Source(str(file), {})
-    running = source.read()
+    file, source, running = started(tmp_path, text)
     name = line.partition(":")[0]
     kept = [each for each in text.splitlines() if not each.startswith(f"{name}:")]
     file.write_text("\n".join([*kept, line]))
@@ -93,10 +99,7 @@ def test_certificates_under_other_names_need_a_restart(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_no_configuration_while_one_runs(tmp_path: Path) -> None:
-    file = tmp_path / "f.yaml"
-    file.write_text("")
-    source = Source(str(file), {})
-    running = source.read()
+    file, source, running = started(tmp_path, "")
     for text in ("", "# nothing\n"):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"f\.yaml:1: is empty"):
@@ -104,21 +107,17 @@ def test_an_empty_file_is_no_configuration_while_one_runs(tmp_path: Path) -> Non
 
 
 def test_the_last_key_cannot_go_while_running(tmp_path: Path) -> None:
-    file = tmp_path / "f.yaml"
-    file.write_text(GOOD)
-    source = Source(str(file), {}, key=Key(name="this-run", team="x", sha256="f" * 64))
-    running = source.read()
+    key = Key(name="this-run", team="x", sha256="f" * 64)
+    file, source, running = started(tmp_path, GOOD, key=key)
     file.write_text("\n".join(line for line in GOOD.splitlines() if not line.startswith("keys")))
     with pytest.raises(ConfigError, match=r"f\.yaml:1: keys: removing the last one needs a res"):
         source.read_again(running)
 
 
 def test_what_files_hold_is_looked_at_before_anything_changes(tmp_path: Path) -> None:
-    file, authority = tmp_path / "f.yaml", tmp_path / "ca.pem"
+    authority = tmp_path / "ca.pem"
     authority.write_text("no certificate")
-    file.write_text(GOOD)
-    source = Source(str(file), {})
-    running = source.read()
+    file, source, running = started(tmp_path, GOOD)
     file.write_text(
         GOOD.replace("http://gpu1:8000", f"{{url: 'https://gpu1', ca_file: {authority}}}")
     )
@@ -180,13 +179,11 @@ class Taking:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / "f.yaml"
-        self.file.write_text(GOOD)
-        self.source = Source(str(self.file), {})
+        self.file, self.source, running = started(folder, GOOD)
         self.taken: list[Config] = []
         self.why_not = ""
         self.broken: Exception | None = None
-        self.reloads = Reloads(self.source, self.source.read(), self._take, lambda: self.why_not)
+        self.reloads = Reloads(self.source, running, self._take, lambda: self.why_not)
 
     async def _take(self, config: Config) -> None:
         if self.broken is not None:
@@ -233,7 +230,7 @@ async def test_a_changed_file_is_taken_over_once_and_told_of(
 
 
 async def test_a_change_since_the_start_is_noticed(taking: Taking) -> None:
-    taking.file.write_text(GOOD + "request: {n: 2}\n")
+    taking.file.write_text(OTHER)
     async with taking.going_on():
         await until(lambda: bool(taking.taken))
 
@@ -267,7 +264,7 @@ async def test_a_file_that_is_still_being_written_is_left_alone(
         return tuple(stamps[min(looks, len(stamps)) - 1])
 
     monkeypatch.setattr(taking.source, "looked", looked)
-    taking.file.write_text(GOOD + "request: {n: 2}\n")
+    taking.file.write_text(OTHER)
     async with taking.going_on():
         await until(lambda: bool(taking.taken))
     assert looks >= 22
@@ -280,7 +277,7 @@ async def test_a_file_that_is_away_for_a_moment_is_waited_for(
     async with taking.going_on():
         await asyncio.sleep(0.1)
         assert taking.counted() == (0, 0, 1)
-        taking.file.write_text(GOOD + "request: {n: 2}\n")
+        taking.file.write_text(OTHER)
         await until(lambda: bool(taking.taken))
     assert "No such file" not in caplog.text
 
@@ -319,7 +316,7 @@ async def test_asked_for_at_the_wrong_time_it_is_not_read(
     taking: Taking, caplog: pytest.LogCaptureFixture
 ) -> None:
     taking.why_not = "the gateway is stopping"
-    taking.file.write_text(GOOD + "request: {n: 2}\n")
+    taking.file.write_text(OTHER)
     async with taking.going_on():
         taking.reloads.ask()
         await asyncio.sleep(0.1)

@@ -24,6 +24,7 @@ from gateway.supervisor import Supervisor
 from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, SECRET, configured, until
+from tests.fakes.lifetime import Lifetime
 from tests.fakes.script import Hang, Script, stream
 
 CHAT = "/v1/chat/completions"
@@ -43,23 +44,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-class Life:
+class Life(Lifetime):
     """A supervisor in this loop whose serving ends when the test says so."""
 
     def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__(supervisor, patience=20)
         self.supervisor = supervisor
-        self.addresses: list[str] = []
-        self._end = asyncio.Event()
-        self._task = asyncio.create_task(self._live())
-
-    async def _live(self) -> None:
-        async with self.supervisor.serving() as addresses:
-            self.addresses = addresses
-            await self._end.wait()
-
-    @property
-    def port(self) -> int:
-        return int(self.addresses[0].rpartition(":")[2])
 
     @property
     def admin_port(self) -> int:
@@ -76,15 +66,6 @@ class Life:
         workers = self.supervisor.workers
         wanted = self.supervisor.config.workers
         return len(workers) == wanted and all(w.ready.is_set() for w in workers)
-
-    async def started(self) -> None:
-        await until(lambda: bool(self.addresses) or self._task.done(), 20)
-        if self._task.done():
-            self._task.result()
-
-    async def ended(self) -> None:
-        self._end.set()
-        await asyncio.wait_for(self._task, 20)
 
     async def requests(self) -> int:
         """How many requests `/metrics` counts."""

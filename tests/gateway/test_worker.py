@@ -19,6 +19,7 @@ from gateway.worker import Worker, raise_descriptor_limit
 from tests.fakes.client import Client, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, SECRET, Command, configured, until
+from tests.fakes.lifetime import Lifetime
 from tests.fakes.script import Hang, Script, stream
 
 CHAT = "/v1/chat/completions"
@@ -28,36 +29,13 @@ EVENT = b'data: {"model":"tiny","choices":[{"index":0,"delta":{"content":"x"}}]}
 KEY = HEADERS[:1]
 
 
-class Life:
+class Life(Lifetime):
     """A worker whose serving ends when the test says so."""
 
     def __init__(self, worker: Worker, engine: Engine) -> None:
+        super().__init__(worker, patience=10)
         self.worker = worker
         self.engine = engine
-        self.addresses: list[str] = []
-        self._end = asyncio.Event()
-        self._task = asyncio.create_task(self._live())
-
-    async def _live(self) -> None:
-        async with self.worker.serving() as addresses:
-            self.addresses = addresses
-            await self._end.wait()
-
-    @property
-    def port(self) -> int:
-        return int(self.addresses[0].rpartition(":")[2])
-
-    async def started(self) -> None:
-        await until(lambda: bool(self.addresses) or self._task.done())
-        if self._task.done():
-            self._task.result()
-
-    def end(self) -> None:
-        self._end.set()
-
-    async def ended(self) -> None:
-        self.end()
-        await asyncio.wait_for(self._task, 10)
 
 
 @contextlib.asynccontextmanager

@@ -78,7 +78,7 @@ def test_every_metric_has_its_name_and_labels() -> None:
 def tracked() -> dict[str, str]:
     """The text of every tracked file by its name."""
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
+        pytest.skip("which files the project has is asked of git, and this is no git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     names = listed.stdout.decode().split("\0")
     files = {name: ROOT / name for name in names if name}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from configparser import RawConfigParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from gateway.settings import Timeouts
 from gateway.supervisor import _FAREWELL
+from tests.fakes.gateway import FAIRGATE
 from tests.house.source import ROOT
 
 UNIT = ROOT / "deploy" / "fairgate.service"
@@ -56,17 +56,22 @@ def test_a_bad_configuration_is_not_tried_again(service: dict[str, str]) -> None
     assert service["RestartPreventExitStatus"] == "2"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None,
+    reason="systemd-analyze is not installed (Debian: apt-get install systemd)",
+)
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
-    here = str(Path(sys.executable).parent / "fairgate")
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/fairgate/bin/fairgate", here))
+    unit.write_text(UNIT.read_text().replace("/opt/fairgate/bin/fairgate", FAIRGATE))
     told = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
     about = [line for line in told.stderr.splitlines() if UNIT.name in line]
     assert (told.returncode, about) == (0, [])
 
 
-@pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy")
+@pytest.mark.skipif(
+    shutil.which("haproxy") is None,
+    reason="haproxy is not installed (Debian: apt-get install haproxy)",
+)
 def test_haproxy_understands_its_configuration() -> None:
     told = subprocess.run(["haproxy", "-c", "-f", str(HAPROXY)], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr

@@ -1,4 +1,4 @@
-"""A real Redis that is counted in, and a client that looks into it."""
+"""A real Redis that is counted in, a client that looks into it, and couriers in a hurry."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis as Client
 
+from gateway.limits import courier
 from gateway.limits.redis import Redis
 from tests.fakes.redis import RedisServer
 from tests.gateway.limits.counting import PREFIX
@@ -28,6 +29,12 @@ async def stores(redis_server: RedisServer) -> AsyncIterator[list[Redis]]:
 @pytest.fixture
 def store(stores: list[Redis]) -> Redis:
     return stores[0]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Couriers look for a store that is away every 10 ms."""
+    monkeypatch.setattr(courier, "_PROBE_EVERY", 0.01)
 
 
 @pytest_asyncio.fixture

@@ -26,11 +26,7 @@ from tests.gateway.limits.scripted import (
     spent,
 )
 
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for a store that is away every 10 ms."""
-    monkeypatch.setattr(module, "_PROBE_EVERY", 0.01)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 @pytest.fixture
@@ -163,19 +159,25 @@ async def test_so_is_what_was_granted_to_one_who_left_as_the_answer_came(
 # Renewals
 
 
+async def renewing(courier: Courier, store: Scripted) -> asyncio.Event:
+    """The first call of a renewal is under way, and answered when this is set."""
+    store.calls.clear()
+    store.gate = asyncio.Event()
+    courier._renew_at = 0
+    courier._wake.set()
+    await until(lambda: bool(store.calls))
+    return store.gate
+
+
 async def test_all_that_lives_is_renewed_in_calls_of_128_between_which_others_go(
     store: Scripted,
 ) -> None:
     async with carried(store) as courier:
         await asyncio.gather(*ask(courier, *range(300)))
-        store.calls.clear()
-        store.gate = asyncio.Event()
-        courier._renew_at = 0
-        courier._wake.set()
-        await until(lambda: bool(store.calls))
+        gate = await renewing(courier, store)
         asked = ask(courier, "new")
         await asyncio.sleep(0)
-        store.gate.set()
+        gate.set()
         await asyncio.gather(*asked)
         await until(lambda: len(store.renewals) == 3)
     assert [call.kind for call in store.calls] == ["renew", "turn", "renew", "renew"]
@@ -187,14 +189,10 @@ async def test_a_renewal_brings_back_nothing_that_was_given_up(store: Scripted) 
     """What ended before its call is not in it, what ends during the call is settled after it."""
     async with carried(store) as courier:
         await asyncio.gather(*ask(courier, *range(200)))
-        store.calls.clear()
-        store.gate = asyncio.Event()
-        courier._renew_at = 0
-        courier._wake.set()
-        await until(lambda: bool(store.calls))
+        gate = await renewing(courier, store)
         courier.settle(claim(0), spent(), 0)
         courier.settle(claim(199), spent(), 0)
-        store.gate.set()
+        gate.set()
         await until(lambda: len(store.renewals) == 2)
     assert [call.kind for call in store.calls] == ["renew", "turn", "renew"]
     assert ids(store.calls[1].settlements) == ["0", "199"]
@@ -233,7 +231,8 @@ async def test_it_starts_without_a_store_and_says_so_once(
         await until(lambda: not courier.degraded)
 
 
-async def test_the_end_delivers_what_waits(store: Scripted) -> None:
+async def with_ends_to_tell(store: Scripted) -> Courier:
+    """A courier that carries no more, and has 300 settlements to deliver."""
     courier = Courier(store, "local", microseconds())
     await courier.start()
     task = asyncio.create_task(courier.run())
@@ -241,6 +240,11 @@ async def test_the_end_delivers_what_waits(store: Scripted) -> None:
     await ended(task)
     for name in range(300):
         courier.settle(claim(name), spent(), 0)
+    return courier
+
+
+async def test_the_end_delivers_what_waits(store: Scripted) -> None:
+    courier = await with_ends_to_tell(store)
     await courier.close(2)
     assert ids(store.settlements) == [*map(str, range(300))]
     assert store.closed
@@ -259,13 +263,7 @@ async def test_whatever_a_client_raises_at_the_start_is_a_store_that_is_away(
 async def test_the_end_is_not_delayed_by_a_store_that_is_away(
     store: Scripted, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = Courier(store, "local", microseconds())
-    await courier.start()
-    task = asyncio.create_task(courier.run())
-    await asyncio.gather(*ask(courier, *range(300)))
-    await ended(task)
-    for name in range(300):
-        courier.settle(claim(name), spent(), 0)
+    courier = await with_ends_to_tell(store)
     if fault == "slow":
 
         async def slowly(call: object) -> None:

@@ -27,11 +27,7 @@ from tests.gateway.limits.scripted import (
     spent,
 )
 
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for a store that is away every 10 ms."""
-    monkeypatch.setattr(module, "_PROBE_EVERY", 0.01)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 @pytest.fixture

@@ -17,27 +17,17 @@ from gateway.limits.base import (
     Window,
 )
 from gateway.limits.memory import Alone, Memory, microseconds
+from tests.fakes.clock import Microseconds
 from tests.gateway.limits.counting import CHANGES
 from tests.gateway.limits.model import Model
-from tests.gateway.limits.model import microseconds as at_date
 
 MINUTE, DAY = 60 * SECOND, 86_400 * SECOND
-START = at_date(datetime(2026, 6, 15, 9, 30, tzinfo=UTC))
-
-
-class Clock:
-    """Mutable state: the time, in microseconds."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> int:
-        return self.now
+START = datetime(2026, 6, 15, 9, 30, tzinfo=UTC)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> Microseconds:
+    return Microseconds(START)
 
 
 def grants(memory: Memory, rule: Rule, amount: int = 1) -> bool:
@@ -59,7 +49,7 @@ def test_the_clock_ignores_later_steps_of_the_hosts(monkeypatch: pytest.MonkeyPa
     ("window", "limit", "share"), [("minute", 600, 4), ("minute", 10, 3), ("day", 1000, 8)]
 )
 def test_a_share_passes_its_part_of_a_rate_and_no_more(
-    clock: Clock, window: str, limit: int, share: int
+    clock: Microseconds, window: str, limit: int, share: int
 ) -> None:
     rule = Rule("key", ["k"], "requests", window, limit)  # type: ignore[arg-type]
     memories = [Memory(clock, share) for _ in range(share)]
@@ -67,7 +57,7 @@ def test_a_share_passes_its_part_of_a_rate_and_no_more(
     assert limit - share < granted <= limit
 
 
-def test_a_share_counts_as_the_model_counts_so_many_times_more(clock: Clock) -> None:
+def test_a_share_counts_as_the_model_counts_so_many_times_more(clock: Microseconds) -> None:
     rules = [
         Rule("key", ["k"], "tokens", "minute", 97, 40),
         Rule("key", ["k"], "tokens", "day", 900),
@@ -84,7 +74,7 @@ def test_a_share_counts_as_the_model_counts_so_many_times_more(clock: Clock) -> 
         clock.now += turn * 7_777_777
 
 
-def test_a_share_of_a_rule_of_one_admits_and_holds_the_average(clock: Clock) -> None:
+def test_a_share_of_a_rule_of_one_admits_and_holds_the_average(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "requests", "minute", 1)
     memory = Memory(clock, 4)
     granted = 0
@@ -96,7 +86,7 @@ def test_a_share_of_a_rule_of_one_admits_and_holds_the_average(clock: Clock) -> 
 
 @pytest.mark.parametrize(("limit", "share", "each"), [(2, 8, 1), (1, 3, 1), (8, 2, 4), (10, 3, 3)])
 def test_a_share_of_a_few_slots_is_never_less_than_one(
-    clock: Clock, limit: int, share: int, each: int
+    clock: Microseconds, limit: int, share: int, each: int
 ) -> None:
     rule = Rule("key", ["k"], "concurrency", None, limit)
     memory = Memory(clock, share)
@@ -106,13 +96,13 @@ def test_a_share_of_a_few_slots_is_never_less_than_one(
     assert not grants(memory, rule)
 
 
-def test_a_share_grants_no_more_slots_than_the_rule_has(clock: Clock) -> None:
+def test_a_share_grants_no_more_slots_than_the_rule_has(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "concurrency", None, 3)
     assert not grants(Memory(clock, 4), rule, 4)
     assert grants(Memory(clock, 4), rule, 3)
 
 
-def test_a_full_rule_of_slots_tells_to_come_back_in_a_second(clock: Clock) -> None:
+def test_a_full_rule_of_slots_tells_to_come_back_in_a_second(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "concurrency", None, 1)
     memory = Memory(clock)
     assert grants(memory, rule)
@@ -124,7 +114,7 @@ def test_a_full_rule_of_slots_tells_to_come_back_in_a_second(clock: Clock) -> No
 
 
 @pytest.mark.parametrize("window", ["second", "minute", "hour", "day", "month"])
-def test_it_goes_on_from_the_level_another_store_told(clock: Clock, window: str) -> None:
+def test_it_goes_on_from_the_level_another_store_told(clock: Microseconds, window: str) -> None:
     rule = Rule("key", ["k"], "tokens", window, 600)  # type: ignore[arg-type]
     first, then = Memory(clock), Memory(clock)
     assert grants(first, rule, 450)
@@ -137,7 +127,7 @@ def test_it_goes_on_from_the_level_another_store_told(clock: Clock, window: str)
     assert then.levels([rule]) == first.levels([rule])
 
 
-def test_a_debt_goes_on_too(clock: Clock) -> None:
+def test_a_debt_goes_on_too(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "tokens", "minute", 60)
     first, then = Memory(clock), Memory(clock)
     assert grants(first, rule, 300)
@@ -147,7 +137,7 @@ def test_a_debt_goes_on_too(clock: Clock) -> None:
     assert grants(then, rule)
 
 
-def test_slots_another_store_gave_are_held_here(clock: Clock) -> None:
+def test_slots_another_store_gave_are_held_here(clock: Microseconds) -> None:
     rule, rate = (
         Rule("key", ["k"], "concurrency", None, 2),
         Rule("key", ["k"], "requests", "minute", 1),
@@ -160,7 +150,7 @@ def test_slots_another_store_gave_are_held_here(clock: Clock) -> None:
     assert grants(memory, rule, 2)
 
 
-def test_held_slots_count_for_all_who_share(clock: Clock) -> None:
+def test_held_slots_count_for_all_who_share(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "concurrency", None, 12)
     memory = Memory(clock, 3)
     memory.hold([(rule, 2)])
@@ -175,7 +165,7 @@ def test_held_slots_count_for_all_who_share(clock: Clock) -> None:
     CHANGES,
 )
 def test_with_another_limit_what_was_used_stays_used(
-    clock: Clock, window: Window | None, before: int, used: int, after: int, left: int
+    clock: Microseconds, window: Window | None, before: int, used: int, after: int, left: int
 ) -> None:
     counted: Counted = "concurrency" if window is None else "tokens"
     rule = Rule("key", ["k"], counted, window, before)
@@ -187,7 +177,7 @@ def test_with_another_limit_what_was_used_stays_used(
     assert grants(memory, rule, left) or not left
 
 
-def test_a_lowered_limit_makes_no_debt(clock: Clock) -> None:
+def test_a_lowered_limit_makes_no_debt(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "requests", "minute", 600)
     memory = Memory(clock)
     assert grants(memory, rule, 600)
@@ -197,7 +187,7 @@ def test_a_lowered_limit_makes_no_debt(clock: Clock) -> None:
     assert grants(memory, rule), "one in ten seconds, as the new limit says"
 
 
-def test_what_ends_is_settled_by_the_limit_there_is_then(clock: Clock) -> None:
+def test_what_ends_is_settled_by_the_limit_there_is_then(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "tokens", "minute", 600)
     memory = Memory(clock)
     at = memory.decide(Claim("1", ((rule, 100),))).at
@@ -211,7 +201,7 @@ def test_what_ends_is_settled_by_the_limit_there_is_then(clock: Clock) -> None:
 # The counter of one process alone
 
 
-async def test_a_claim_is_settled_once_and_a_refused_one_never(clock: Clock) -> None:
+async def test_a_claim_is_settled_once_and_a_refused_one_never(clock: Microseconds) -> None:
     counter = Alone(clock)
     rule = Rule("key", ["k"], "tokens", "day", 100)
     slot = Rule("key", ["k"], "concurrency", None, 2)
@@ -227,7 +217,7 @@ async def test_a_claim_is_settled_once_and_a_refused_one_never(clock: Clock) -> 
     assert [left for left, _ in await counter.levels([rule, slot])] == [90, 2]
 
 
-async def test_a_reset_forgets_rates_and_keeps_slots(clock: Clock) -> None:
+async def test_a_reset_forgets_rates_and_keeps_slots(clock: Microseconds) -> None:
     counter = Alone(clock)
     lines = [
         (Rule("key", ["k"], "tokens", "minute", 9), 9),
@@ -240,7 +230,7 @@ async def test_a_reset_forgets_rates_and_keeps_slots(clock: Clock) -> None:
     assert [left for left, _ in await counter.levels(rules)] == [9, 9, 0]
 
 
-async def test_what_is_used_after_a_reset_counts(clock: Clock) -> None:
+async def test_what_is_used_after_a_reset_counts(clock: Microseconds) -> None:
     counter = Alone(clock)
     rules = [Rule("key", ["k"], "tokens", "minute", 90), Rule("key", ["k"], "tokens", "day", 90)]
     claim = Claim("1", tuple((rule, 10) for rule in rules))
