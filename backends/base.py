@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
 from backends.capability import UNKNOWN, Capability
 from backends.errors import BackendError, Refused
 from backends.framing import Framer
@@ -31,6 +33,15 @@ class Origin:
     port: int
     tls: ssl.SSLContext | None = None
     address: str = ""
+    #: Asked for several times a request.
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = hash((self.host, self.port, self.tls, self.address))
+        object.__setattr__(self, "_hash", known)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         at = self.address or self.host
@@ -38,8 +49,7 @@ class Origin:
         return f"{'https' if self.tls else 'http'}://{at}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True, gc=False):
     """What a request asks of a replica, as far as it is known before it runs.
 
     `prompt_tokens` and `output_tokens` are estimates; `flow` names whose work it is. `affinity` is
@@ -57,8 +67,7 @@ class Demand:
         return self.prompt_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True, gc=False):
     """One request for a model server, independent of the server's software.
 
     `path` is an API path of our own table, never the caller's; `headers` are the few that pass.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
@@ -12,7 +13,7 @@ import httptools
 from backends.base import Headers, Origin
 from backends.errors import BackendError, BadAnswer, ConnectFailed, ConnectionBroken
 
-_FRAMING = (b"content-length", b"transfer-encoding")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 #: The most that one read takes in, in bytes. What a caller does not read is held up to here, in
 #: pieces of this size, before its engine is paused: uvloop's own reads of 250 KB would be held too.
@@ -49,12 +50,14 @@ class Carried(Protocol):
 
     @property
     def done(self) -> asyncio.Future[None]: ...
+    @property
+    def data(self) -> Callable[[bytes], None]:
+        """Takes a piece of the answer's body."""
 
     def carried(self, connection: Connection) -> bytes:
         """It is on this connection now; the bytes to send."""
 
     def head(self, status: int, headers: Headers) -> None: ...
-    def data(self, piece: bytes) -> None: ...
     def end(self) -> None: ...
     def lost(self, exc: BackendError, received: bool) -> None:
         """The connection died; `received` says whether a byte had come back."""
@@ -187,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
             return  # an interim answer; the real one follows
         self._in_head = False
         self._reusable = self._parser.should_keep_alive()
-        self._framed = any(name in _FRAMING for name, _ in fields)
+        self._framed = not _FRAMING.isdisjoint(dict(fields))
         if self._transfer is not None:
             self._transfer.head(status, fields)
 

@@ -88,6 +88,15 @@ class Pool:
         rest = [r for r in self.replicas if not (r.full or r.drained or r in tried)]
         return min(rest, key=lambda replica: replica.health.ends(), default=None)
 
+    def speaks(self, path: str) -> bool:
+        """Whether one of its servers may have a route, as far as that is known."""
+        if self.kind.name != "vllm":
+            return True
+        for replica in self.replicas:  # nearly always the first
+            if replica.capability.speaks(path):
+                return True
+        return not self.replicas
+
     def unfit(self, path: str) -> list[Replica]:
         """Those known not to have a route. Only vLLM's own schema is known to be whole."""
         if self.kind.name != "vllm":

@@ -261,6 +261,7 @@ class Transfer:
         "_sink",
         "_task",
         "_transport",
+        "data",
         "done",
         "origin",
     )
@@ -276,6 +277,8 @@ class Transfer:
         self._paused = False
         self._sent_at = 0.0
         self.origin = origin
+        #: The sink's own: nothing is to be done here for each piece.
+        self.data = sink.data
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     def launch(self) -> None:
@@ -321,9 +324,6 @@ class Transfer:
     def head(self, status: int, headers: Headers) -> None:
         self._request = b""  # answered: from here on nothing can be sent again
         self._sink.head(status, headers)
-
-    def data(self, piece: bytes) -> None:
-        self._sink.data(piece)
 
     def end(self) -> None:
         connection, self._connection = self._connection, None

@@ -24,7 +24,7 @@ from gateway.endpoints.base import ANTHROPIC, Endpoint, Spoken, speech
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.exchange import Exchange, Gateway
 from gateway.reply import Caller, Reply
-from gateway.terms import Head, Record, fields_of
+from gateway.terms import Head, Record
 
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, "
@@ -75,8 +75,7 @@ class App:
         if endpoint is None or scope["method"] != "POST":
             await self._rest(scope, receive, send)
             return
-        head = read_head(scope)
-        caller = taken_caller(scope)
+        head, caller = taken(scope)
         exchange = Exchange(self._gateway, endpoint, head, caller, self._now())
         if self._origins:
             exchange.reply.more_headers = self._cors(head)
@@ -111,11 +110,10 @@ class App:
         """An ASGI application of one answer, with the errors and the log of every other."""
 
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
-            head = read_head(scope)
+            head, caller = taken(scope)
             record = Record(passing.request_id(), "other", self._now())
             if head.path.startswith(models.PATH):
                 record.endpoint = models.PATH
-            caller = taken_caller(scope)
             reply = Reply(caller, speech_for(head), record.request_id)
             reply.more_headers = self._cors(head)
             try:
@@ -175,14 +173,12 @@ class _Asgi:
         await self._run(scope, receive, send)
 
 
-def taken_caller(scope: Scope) -> Caller:
-    """The caller of this request, as the front door put it there; its scope lets go of it."""
-    caller: Caller = scope["extensions"].pop("fairgate.caller")
-    return caller
-
-
-def read_head(scope: Scope) -> Head:
-    return Head(scope["method"], scope["path"], *fields_of(scope["headers"]))
+def taken(scope: Scope) -> tuple[Head, Caller]:
+    """The head of this request and its caller, as the front door put them there; the scope lets go
+    of the caller.
+    """
+    put = scope["extensions"]
+    return put["fairgate.head"], put.pop("fairgate.caller")
 
 
 def speech_for(head: Head) -> Spoken:

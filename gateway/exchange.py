@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from backends.base import Call, Demand
 from backends.errors import BackendError, ConnectFailed, NoReplica
@@ -111,7 +113,11 @@ class Exchange:
         accept.check_head(head, gateway.largest_body)
         with gateway.bodies.share() as share:
             body = await accept.body(
-                receive, share, gateway.largest_body, gateway.config.timeouts.body
+                self._caller.take_body(),
+                receive,
+                share,
+                gateway.largest_body,
+                gateway.config.timeouts.body,
             )
             record.bytes_in = len(body)
 

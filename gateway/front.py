@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import httptools
 import orjson
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -27,6 +28,7 @@ from gateway.errors import (
     Overloaded,
     RequestTimeout,
 )
+from gateway.terms import Head, fields_of
 from gateway.visit import Visit, lines_of
 from gateway.wire.head import wrong_in
 
@@ -55,10 +57,10 @@ class Front(HttpToolsProtocol):
     """One connection.
 
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), how much of it is
-    here (`_head_bytes`, `_field_bytes`) and its `_deadline`; `_fault`, why the request being read
-    is refused; `_declining`, whether the parser is told a head again; `_active`, the visit being
-    answered; `_waiting_bytes`, sent ahead of their turn; and `_closing`, how many bytes an ending
-    connection may still send, None while it lives.
+    here (`_head_bytes`) and its `_deadline`; `_fault`, why the request being read is refused;
+    `_declining`, whether the parser is told a head again; `_active`, the visit being answered;
+    `_waiting_bytes`, sent ahead of their turn; and `_closing`, how many bytes an ending connection
+    may still send, None while it lives.
     """
 
     door: ClassVar[Door] = Door()
@@ -67,7 +69,6 @@ class Front(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.url = b""
         self._head_bytes = 0
-        self._field_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._fault: GatewayError | None = None
         self._in_head = True
@@ -137,10 +138,11 @@ class Front(HttpToolsProtocol):
         The parser takes an offer for the end of its message: told the head again without it, it
         reads what follows as that head's body, and not as a second request.
         """
-        framing = (field for field in self.headers if field[0] in _FRAMING)
-        self._declining = True
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % lines_of(framing))
-        self._declining = False
+        listed = self.headers
+        framing = lines_of(field for field in listed if field[0] in _FRAMING)
+        self._declining, self.headers = True, []
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+        self._declining, self.headers = False, listed
         if rest:
             self._feed(rest)
 
@@ -172,48 +174,36 @@ class Front(HttpToolsProtocol):
     # Heads
 
     def on_message_begin(self) -> None:
-        if self._declining:
-            return
-        super().on_message_begin()
-        self._field_bytes = 0
+        if not self._declining:
+            self.url = b""
+            self.headers = []
 
     def on_url(self, url: bytes) -> None:
-        if self._declining:
-            return
-        self.url += url
-        self._field_bytes += len(url)
+        if not self._declining:
+            self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._declining:
-            return
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-        self._field_bytes += len(name) + len(value)
-        if self._field_bytes > self.door.header_bytes:
-            self._fault = HeadersTooLarge("The request head is too large.")
-        elif len(self.headers) > self.door.header_fields:
-            self._fault = HeadersTooLarge("The request has too many header fields.")
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._declining or self._closing is not None:
             return
         self._stop_deadline()
         self._in_head = False
-        self._head_bytes = 0
         if self._fault is None:
-            method, version = self.parser.get_method(), self.parser.get_http_version()
-            self._fault = wrong_in(method, version, self.url, self.headers)
+            self._fault = self._too_large()
+        self._head_bytes = 0
+        if self._fault is not None:
+            return
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        fields, repeated = fields_of(self.headers)
+        self._fault = wrong_in(method, version, self.url, fields, repeated)
         if self._fault is not None:
             return
         path, _, query = self.url.partition(b"?")
-        scope = self.scope
-        scope["method"] = method.decode("ascii")
-        scope["http_version"] = version
-        scope["path"] = path.decode("latin-1")  # as sent: decoding could only reach more paths
-        scope["raw_path"] = path
-        scope["query_string"] = query
+        # The path as it was sent: decoding could only reach more of them.
+        head = Head(method.decode("ascii"), path.decode("latin-1"), fields, repeated)
+        self.scope = scope = self._scope(head, version, path, query)
         visit = Visit(
             scope=scope,
             transport=self.transport,
@@ -223,12 +213,12 @@ class Front(HttpToolsProtocol):
             access_log=False,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            expect_100_continue=fields.get(b"expect", b"").lower() == b"100-continue",
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
         visit.front = self
-        scope["extensions"] = {"fairgate.caller": visit}  # type: ignore[dict-item]
+        scope["extensions"] = {"fairgate.caller": visit, "fairgate.head": head}  # type: ignore[dict-item]
         self.cycle = visit
         if self._active is None or self._active.response_complete:
             self._active = visit
@@ -238,6 +228,33 @@ class Front(HttpToolsProtocol):
             self.pipeline.appendleft((visit, self.app))
         else:
             self._forget_waiting()
+
+    def _too_large(self) -> GatewayError | None:
+        """What is wrong with the head's size. One read may hold a part of the body, too."""
+        if len(self.headers) > self.door.header_fields:
+            return HeadersTooLarge("The request has too many header fields.")
+        if self._head_bytes > self.door.header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > self.door.header_bytes:
+                return HeadersTooLarge("The request head is too large.")
+        return None
+
+    def _scope(self, head: Head, version: str, path: bytes, query: bytes) -> HTTPScope:
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "method": head.method,
+            "root_path": self.root_path,
+            "path": head.path,
+            "raw_path": path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": {},
+        }
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         task = self.loop.create_task(cycle.run_asgi(app))

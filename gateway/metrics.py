@@ -49,20 +49,16 @@ class Histogram:
         self.sum += seconds
 
 
-class Names:
-    """The values a label may have. Mutable state: those known so far."""
-
-    def __init__(self, known: Iterable[str] = ()) -> None:
-        self._known: set[str] = set()
-        self.learn(known)
+class Names(dict[str, str]):
+    """The values a label may have, each by itself, and `other` by any other name."""
 
     def learn(self, names: Iterable[str]) -> None:
         for name in names:
-            if len(self._known) < MOST_VALUES:
-                self._known.add(name)
+            if len(self) < MOST_VALUES:
+                self[name] = name
 
-    def __getitem__(self, name: str) -> str:
-        return name if name in self._known else OTHER
+    def __missing__(self, name: str) -> str:
+        return OTHER
 
 
 class Gauges(Protocol):

@@ -120,7 +120,7 @@ class Relay:
         if status >= 300:
             self._take = self._take_error
             return
-        media = next((v for n, v in headers if n == b"content-type"), b"").lower()
+        media = dict(headers).get(b"content-type", b"").lower()
         wanted = b"text/event-stream" if self._stream else b"application/json"
         if status != 200 or not media.startswith(wanted):
             self._take = _ignore

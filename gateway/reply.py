@@ -46,6 +46,9 @@ class Caller(Protocol):
     @property
     def gone(self) -> bool: ...
 
+    def take_body(self) -> bytes | None:
+        """All of the request's body, once; None where some of it is still to come."""
+
     def begin(self, status: int, headers: Lines, length: int | None) -> None:
         """Status and headers; `length` of the body in bytes, or None for one in chunks.
 

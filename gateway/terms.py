@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,7 @@ class Principal:
         return self.models is None or model in self.models
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True, gc=False):
     """A request's head, as far as it is used: names in lower case, values as they came."""
 
     method: str
@@ -52,8 +51,7 @@ def fields_of(
 _NONE: frozenset[bytes] = frozenset()
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(Struct, gc=False):
     """Tokens used so far. `exact` once the engine itself said so, else counted from the events."""
 
     prompt: int = 0
@@ -62,8 +60,7 @@ class Usage:
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True, gc=False):
     """What a caller asks for: the checked request, before a model server is chosen.
 
     `fields` is the top level of the body as sent, nested values as raw JSON; `wants_usage` says
@@ -106,8 +103,7 @@ class Standing(Struct, frozen=True):
 Standings = tuple[Standing | None, Standing | None]
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct, gc=False):
     """What is told of one request when it is over: the log line and the metrics.
 
     Times are seconds of the monotonic clock, which the event loop's is too.

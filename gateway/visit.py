@@ -32,6 +32,14 @@ class Visit(RequestResponseCycle):
     def gone(self) -> bool:
         return self.disconnected
 
+    def take_body(self) -> bytes | None:
+        if self.more_body or self.disconnected:
+            return None
+        body, self.body = bytes(self.body), bytearray()
+        self.message_event.clear()
+        self.flow.resume_reading()
+        return body
+
     def begin(self, status: int, headers: Lines, length: int | None) -> None:
         if self.disconnected:
             return
@@ -53,7 +61,11 @@ class Visit(RequestResponseCycle):
         self._head = b"".join(lines)
 
     def write(self, piece: bytes) -> None:
-        if not self.disconnected and piece:
+        if self.disconnected or not piece:
+            return
+        if self.chunked_encoding and not self._head:  # each event of a stream but the first
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        else:
             self._send(piece, b"")
 
     def finish(self, last: bytes = b"") -> None:

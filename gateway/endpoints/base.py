@@ -116,8 +116,7 @@ class Reading:
                 f"speak {self.path}; ask for it on /v1/chat/completions.",
                 "model",
             )
-        unfit = len(route.pool.unfit(self.path))
-        if unfit and unfit == len(route.pool.replicas):
+        if not route.pool.speaks(self.path):
             raise InvalidRequest(f"No server of the model `{ask.model}` has {self.path}.", "model")
         keep = route.pool.kind.name != "vllm"
         passed, carried = fields.checked(self.path, ask.fields, allowed, keep_unknown=keep)

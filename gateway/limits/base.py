@@ -58,7 +58,7 @@ class Rule:
     __slots__ = (
         "__weakref__",
         *("burst", "counted", "drain", "form", "key", "limit", "name", "owner", "params", "room"),
-        *("scope", "unit", "width", "window"),
+        *("scale", "scope", "unit", "width", "window"),
     )
 
     def __init__(
@@ -94,6 +94,8 @@ class Rule:
         else:
             self.form = Form.WINDOW
             self.width = WIDTH[self.window]
+        #: By what the level of a bucket is to be read; another object each time it may differ.
+        self.scale = (self.unit, self.drain)
         #: What the scripts are told of it.
         self.params = (self.form, self.unit, self.drain, self.room, limit, self.width)
 

@@ -40,7 +40,7 @@ class State:
     def __init__(self, rule: Rule) -> None:
         self.amount = 0
         self.since = 0
-        self.scale = (rule.unit, rule.drain)
+        self.scale = rule.scale
 
 
 class Memory:
@@ -154,7 +154,7 @@ class Memory:
 
 
 def _drain(rule: Rule, state: State, now: int) -> None:
-    if state.scale[1] != rule.drain or state.scale[0] != rule.unit:
+    if state.scale is not rule.scale:
         _rescale(rule, state, now)
     level = state.amount - (now - state.since) * rule.drain
     state.amount = level if level > 0 else 0
@@ -166,7 +166,7 @@ def _rescale(rule: Rule, state: State, now: int) -> None:
     unit, drain = state.scale
     level = max(0, state.amount - (now - state.since) * drain)
     state.amount = min(-(-level * rule.unit // unit), rule.room)
-    state.since, state.scale = now, (rule.unit, rule.drain)
+    state.since, state.scale = now, rule.scale
 
 
 def _turn(rule: Rule, state: State, now: int) -> None:

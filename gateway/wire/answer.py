@@ -38,7 +38,9 @@ class Translator:
         self.done = False
         self.failed: StreamFailed | None = None
         #: How many fields of the request were unknown and left out.
-        self.dropped = sum(name not in fields for name in ask.fields)
+        self.dropped = 0
+        if not fields.keys() >= ask.fields.keys():
+            self.dropped = len(ask.fields.keys() - fields.keys())
         self._ask = ask
         self._fields = fields
         self._named = b'"model":' + orjson.dumps(ask.model)
@@ -122,3 +124,11 @@ class Translator:
             return events
         self._name_sent = found.group()
         return _MODEL.sub(lambda _: self._named, events)
+
+
+def single(events: bytes, prefix: bytes, lines: int) -> bool:
+    """Whether it is one event, of so many lines with the empty one, that begins with `prefix`.
+
+    What a read brings nearly always is. Single bytes are counted at the speed of memory.
+    """
+    return events.endswith(b"\n\n") and events.startswith(prefix) and events.count(b"\n") == lines

@@ -17,7 +17,7 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import Translator
+from gateway.wire.answer import Translator, single
 
 #: With data: an event without any makes clients read an empty document.
 HEARTBEAT = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -51,6 +51,9 @@ class AnthropicTranslator(Translator):
     """Streams open with `message_start` and end with `message_stop`."""
 
     def feed(self, events: bytes) -> bytes:
+        if single(events, _DELTA, 3) and b'"delta":' in events:
+            self.events += 1
+            return events
         stop = self._ordinary(events, _DELTA, b'"delta":')
         if not stop:
             return self._look(events)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Set
 
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed
-from gateway.terms import fields_of
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})
@@ -15,17 +14,21 @@ _NEVER = frozenset({b"TRACE", b"CONNECT"})
 
 
 def wrong_in(
-    method: bytes, version: str, target: bytes, listed: Sequence[tuple[bytes, bytes]]
+    method: bytes,
+    version: str,
+    target: bytes,
+    fields: Mapping[bytes, bytes],
+    repeated: Set[bytes],
 ) -> GatewayError | None:
     """What RFC 9112 has a server refuse, and what two servers could read differently.
 
-    `version` as `1.1`, `target` as sent, `listed` the fields in order, names in lower case.
+    `version` as `1.1`, `target` as sent; `fields` by their names in lower case, and the names that
+    were sent more than once.
     """
     if method in _NEVER:
         return MethodNotAllowed(method.decode(), _METHODS)
     if version not in ("1.1", "1.0"):
         return InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-    fields, repeated = fields_of(listed)
     host = fields.get(b"host")
     if host is None and not (version == "1.0" and target in _WITHOUT_HOST):
         return InvalidRequest("Send exactly one well-formed Host header.")

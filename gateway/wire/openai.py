@@ -13,7 +13,7 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Ask, Size, Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import UNMEASURED, Translator
+from gateway.wire.answer import UNMEASURED, Translator, single
 
 #: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
 HEARTBEAT = b": ping\n\n"
@@ -70,12 +70,16 @@ class OpenAITranslator(Translator):
                 return self._look(events)
             self._prefix = found.group()
             self._prefix_named = self._rename(self._prefix)
-        stop = self._ordinary(events, self._prefix, _GOING_ON)
+        prefix = self._prefix
+        if single(events, prefix, 2) and events.find(_GOING_ON, len(prefix)) >= 0:
+            self.events += 1
+            return self._prefix_named + events[len(prefix) :]
+        stop = self._ordinary(events, prefix, _GOING_ON)
         if not stop:
             return self._look(events)
         ordinary = events[:stop]  # the same object, where it is all of them
         self.events += ordinary.count(b"\n\n")
-        told = ordinary.replace(self._prefix, self._prefix_named)
+        told = self._prefix_named.join(ordinary.split(prefix))
         return told if stop == len(events) else told + self._look(events[stop:])
 
     def _look(self, events: bytes) -> bytes:

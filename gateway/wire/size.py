@@ -60,8 +60,10 @@ def _prompts(value: Raw) -> tuple[int, int, int]:
     written = bytes(value)
     if b'"' in written:
         return len(written), 0, len(LIST.decode(value) or ())
-    ids = written.count(b",") + 1 - written.count(b"[]")
-    return 0, ids, max(written.count(b"[") - 1, 1)
+    ids = written.count(b",") + 1
+    if written.find(b"[", 1) < 0:  # one list, and of 32 MiB every look costs
+        return 0, ids - (written == b"[]"), 1
+    return 0, ids - written.count(b"[]"), max(written.count(b"[") - 1, 1)
 
 
 _OPENS = ord("[")

@@ -28,6 +28,9 @@ class FakeCaller:
     def body(self) -> bytes:
         return b"".join(self.pieces)
 
+    def take_body(self) -> bytes | None:
+        return None  # it is received piece by piece
+
     def begin(self, status: int, headers: Lines, length: int | None) -> None:
         assert self.status is None, "a second status"
         assert headers.endswith(b"\r\n")

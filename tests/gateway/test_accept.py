@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,7 +40,29 @@ def receiving(pieces: Iterable[bytes], *, end: bool = True) -> accept.Receive:
 
 async def body(receive: accept.Receive, bodies: accept.Bodies, deadline: float = 5) -> bytes:
     with bodies.share() as share:
-        return await accept.body(receive, share, LIMIT, deadline)
+        return await accept.body(None, receive, share, LIMIT, deadline)
+
+
+async def turns_of(sizes: Iterable[int], bodies: accept.Bodies) -> list[int]:
+    """In which turn of the loop each of several bodies that are whole at once is taken."""
+    turn = 0
+    taken: list[int] = []
+
+    async def turning() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def one(size: int) -> None:
+        with bodies.share() as share:
+            await accept.body(None, receiving([b"a" * size]), share, 2 * accept.LARGE, 5)
+            taken.append(turn)
+
+    watching = asyncio.create_task(turning())
+    await asyncio.gather(*map(one, sizes))
+    watching.cancel()
+    return taken
 
 
 def head(**fields: str) -> Head:
@@ -81,13 +104,36 @@ async def test_a_caller_who_leaves_is_told_nothing() -> None:
 async def test_bodies_share_one_room_and_give_it_back() -> None:
     bodies = accept.Bodies(150)
     with bodies.share() as share:
-        await accept.body(receiving([b"a" * 100]), share, LIMIT, 5)
+        await accept.body(None, receiving([b"a" * 100]), share, LIMIT, 5)
         assert bodies.held == 100
         with pytest.raises(Overloaded):
             await body(receiving([b"a" * 51]), bodies)
         assert bodies.held == 100
         assert await body(receiving([b"a" * 50]), bodies)
     assert bodies.held == 0
+
+
+async def test_large_bodies_are_taken_one_in_a_turn_of_the_loop() -> None:
+    taken = await turns_of([accept.LARGE + 1] * 5, accept.Bodies(1 << 30))
+    assert all(after - before > 1 for before, after in pairwise(taken))
+
+
+async def test_other_bodies_wait_for_nobody() -> None:
+    bodies = accept.Bodies(1 << 30)
+    assert len(set(await turns_of([accept.LARGE] * 5, bodies))) == 1
+    small, *large = await turns_of([accept.LARGE + 1, 10, accept.LARGE + 1], bodies)
+    assert small < min(large)
+
+
+async def test_a_caller_who_leaves_in_the_queue_of_large_bodies_leaves_it_to_the_others() -> None:
+    bodies = accept.Bodies(1 << 30)
+    loser = asyncio.create_task(turns_of([accept.LARGE + 1] * 3, bodies))
+    while not bodies.held:
+        await asyncio.sleep(0)
+    loser.cancel()
+    await asyncio.wait([loser])
+    assert bodies.held == 0
+    assert len(await turns_of([accept.LARGE + 1] * 2, bodies)) == 2
 
 
 @pytest.mark.parametrize(
@@ -130,8 +176,37 @@ def test_text_is_utf_8(good: bytes) -> None:
     assert accept.text(good) == good
 
 
+#: Longer than what is decoded at once, its letters of several bytes across every border.
+LONG = "aé€😀".encode() * 50_000
+
+
+@pytest.mark.parametrize("shift", range(10))
+def test_long_text_is_utf_8_wherever_its_letters_lie(shift: int) -> None:
+    assert accept.text(b"a" * shift + LONG)
+    for at in (-1, len(LONG) // 2):
+        with pytest.raises(InvalidRequest):
+            accept.text(b"a" * shift + LONG[:at] + b"\xff" + LONG[at:])
+    with pytest.raises(InvalidRequest):
+        accept.text(b"a" * shift + LONG[:-1])
+
+
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", "{}".encode("utf-16")])
 def test_what_is_not_utf_8_is_refused(bad: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         accept.text(bad)
     assert caught.value.code == "invalid_json"
+
+
+async def test_a_body_that_came_with_its_head_is_not_waited_for() -> None:
+    bodies = accept.Bodies(1000)
+    with bodies.share() as share:
+        assert await accept.body(b"a" * LIMIT, never, share, LIMIT, 5) == b"a" * LIMIT
+        assert bodies.held == LIMIT
+    assert bodies.held == 0
+    with bodies.share() as share, pytest.raises(RequestTooLarge):
+        await accept.body(b"a" * (LIMIT + 1), never, share, LIMIT, 5)
+    assert bodies.held == 0
+
+
+async def never() -> dict[str, Any]:
+    raise AssertionError("all of it is here")

@@ -153,7 +153,8 @@ def test_names_nobody_configured_become_other() -> None:
 
 
 def test_at_most_256_names_are_told_apart() -> None:
-    names = Names(f"m{n}" for n in range(MOST_VALUES + 10))
+    names = Names()
+    names.learn(f"m{n}" for n in range(MOST_VALUES + 10))
     assert (names["m0"], names["m255"], names["m256"]) == ("m0", "m255", OTHER)
     names.learn(["m0", "late"])
     assert (names["m0"], names["late"]) == ("m0", OTHER)

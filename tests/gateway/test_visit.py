@@ -142,3 +142,26 @@ async def test_what_starlette_answers_takes_the_same_way() -> None:
 
 def test_fields_travel_as_lines() -> None:
     assert lines_of([(b"a", b"b"), (b"c", b"")]) == b"a: b\r\nc: \r\n"
+
+
+async def test_a_body_that_is_all_here_is_taken_once_and_one_under_way_is_not() -> None:
+    made, _, _ = visit(unread=True)
+    made.flow = cast(Any, Flow())
+    made.body += b"half"
+    assert made.take_body() is None
+    made.body += b" and half"
+    made.more_body = False
+    assert made.take_body() == b"half and half"
+    assert made.body == b""
+    assert made.flow.resumed == 1  # type: ignore[attr-defined]
+    made.disconnected = True
+    assert made.take_body() is None
+
+
+class Flow:
+    """uvicorn's, as far as it is asked. Mutable state: how often it was `resumed`."""
+
+    resumed = 0
+
+    def resume_reading(self) -> None:
+        self.resumed += 1

@@ -228,7 +228,7 @@ async def test_a_refusal_never_makes_a_count_live_longer(
     expires = await inside.pexpiretime(key)
     for _ in range(10):
         await asyncio.sleep(0.002)
-        assert (await ask(store, (rule, 1))).refused == 0
+        assert (await ask(store, (rule, rule.limit))).refused == 0
     assert await inside.pexpiretime(key) == expires
 
 

@@ -221,3 +221,19 @@ def test_depth_is_that_of_the_document_whatever_its_texts_hold(
 ) -> None:
     text = json.dumps(document, ensure_ascii=ascii_only).encode()
     assert caps.deeper_than(limit, text) == (depth(document) > limit)
+
+
+@pytest.mark.parametrize("inner", ["[]", "{}", '{"[":[]}', '["\\\\","\\"]",[[]]]', '"[[["'])
+@pytest.mark.parametrize("wide", [1, 10_000])
+def test_depth_of_a_large_document_is_exact(inner: str, wide: int) -> None:
+    each = depth(json.loads(inner))
+    for deep in (0, 5, 150):
+        text = "[" * deep + f"[{','.join([inner] * wide)}]" + "]" * deep
+        assert not caps.deeper_than(deep + 1 + each, text.encode())
+        assert caps.deeper_than(deep + each, text.encode())
+
+
+@pytest.mark.parametrize("space", [0, 1, 500])
+def test_a_list_of_ids_is_one_prompt_wherever_it_begins(space: int) -> None:
+    value = Raw(b"[" + b" " * space + b"1,2,3]")
+    caps.prompts("field", value, Caps(prompts=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.terms import fields_of
 from gateway.wire.head import wrong_in
 
 HOST = (b"host", b"gateway:8080")
@@ -11,7 +12,7 @@ GOOD = (b"POST", "1.1", b"/v1/messages?beta=true")
 
 
 def refused(method: bytes, version: str, target: bytes, *fields: tuple[bytes, bytes]) -> int | None:
-    fault = wrong_in(method, version, target, fields)
+    fault = wrong_in(method, version, target, *fields_of(fields))
     return fault.status if fault is not None else None
 
 
