@@ -105,7 +105,8 @@ class Connection(asyncio.BufferedProtocol):
             transfer.broken(ConnectFailed(f"{self.origin}: closed at once"))
             return
         self._transfer = transfer
-        self._parser = httptools.HttpResponseParser(self)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         self._fields = []
         self._head_size = 0
         self._in_head = True
@@ -163,6 +164,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.forget(self)
+        self._parser = None  # it refers to this connection
         transfer, self._transfer = self._transfer, None
         if transfer is None:
             return
@@ -206,7 +208,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _release(self) -> None:
         self._transfer = None
-        self._parser = None
         if self._reusable and self.usable:
             self.idle_since = self._loop.time()
             self._owner.keep(self)

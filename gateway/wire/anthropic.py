@@ -51,7 +51,7 @@ class AnthropicTranslator(Translator):
     """Streams open with `message_start` and end with `message_stop`."""
 
     def feed(self, events: bytes) -> bytes:
-        if single(events, _DELTA, 3) and b'"delta":' in events:
+        if single(events, _DELTA) and b'"delta":' in events:
             self.events += 1
             return events
         stop = self._ordinary(events, _DELTA, b'"delta":')

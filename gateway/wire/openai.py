@@ -71,7 +71,7 @@ class OpenAITranslator(Translator):
             self._prefix = found.group()
             self._prefix_named = self._rename(self._prefix)
         prefix = self._prefix
-        if single(events, prefix, 2) and events.find(_GOING_ON, len(prefix)) >= 0:
+        if single(events, prefix) and events.find(_GOING_ON, len(prefix)) >= 0:
             self.events += 1
             return self._prefix_named + events[len(prefix) :]
         stop = self._ordinary(events, prefix, _GOING_ON)
