@@ -21,7 +21,7 @@ needs = for tool in $(1); do command -v $$tool >/dev/null || \
 
 .PHONY: help
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The product alone, from the versions that were tested.
 $(VENV)/product: pyproject.toml deploy/requirements.lock
@@ -50,7 +50,7 @@ run: engine ## real vLLM for chat and embeddings, the gateway in front
 	@exec $(BIN)/fairgate up --listen $(LISTEN) \
 	  $(if $(MODEL),--model '$(MODEL)') $(if $(EMBEDDING_MODEL),--embedding-model '$(EMBEDDING_MODEL)')
 
-.PHONY: format style types fast check test soak bench lock
+.PHONY: format style types fast check test soak bench bench-peers lock
 format: $(VENV)/dev ## put the code into its form
 	@$(BIN)/ruff check --quiet --fix-only $(CODE)
 	@$(BIN)/ruff format --quiet $(CODE)
@@ -69,7 +69,7 @@ fast: $(VENV)/dev
 check: style types fast ## the fast part: form, types, layers, unit tests
 
 test: style types engine ## everything, real vLLM and the real SDKs included
-	@$(call needs,gcc openssl redis-server,gcc libc6-dev openssl redis-server)
+	@$(call needs,gcc openssl redis-server valgrind,gcc libc6-dev openssl redis-server valgrind)
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m 'not soak'
 	@$(BIN)/coverage report --skip-covered --skip-empty --fail-under=95
@@ -78,7 +78,11 @@ soak: $(VENV)/dev engine ## the long ones
 	@$(BIN)/python -m pytest -m soak -s
 
 bench: $(VENV)/dev ## cost and latency beside other proxies, on this machine
+	@$(call needs,gcc,gcc libc6-dev)
 	@$(BIN)/python -m tests.bench
+
+bench-peers: $(VENV)/dev ## those proxies that the package index has, each by itself
+	@$(BIN)/python -m tests.bench.install
 
 lock: $(VENV)/dev ## resolve the dependencies anew
 	@$(BIN)/python -m pip install --quiet uv

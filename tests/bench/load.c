@@ -95,25 +95,27 @@ static void write_request(void) {
         "and na\xc3\xafve \xe2\x80\x93 see \\\\logs\\\\node7.txt for the rest of it. ";
     size_t unit = sizeof TEXT - 1, count = o.body > 0 ? (size_t)o.body / unit : 0;
     if (!(tail = malloc(count * unit + 1024))) die("malloc");
-    const char *field = o.dialect == EMBEDDINGS ? "\"input\":\""
-                        : o.dialect == COMPLETIONS ? "\"prompt\":\""
-                                                   : "\"messages\":[{\"role\":\"user\",\"content\":\"";
-    tail_len = (size_t)sprintf(tail, ",\"model\":\"%.64s\"", o.model);
+    /* What stands before the seed, what between it and the text, what after the text. */
+    static const char *const PARTS[DIALECTS][3] = {
+        {"{\"seed\":", ",\"messages\":[{\"role\":\"user\",\"content\":\"", "\"}]"},
+        {"{\"seed\":", ",\"prompt\":\"", "\""},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"", " ", "\"}]"},
+        {"{\"input\":\"", " ", "\""}};
+    const char *const *part = PARTS[o.dialect];
+    tail_len = (size_t)sprintf(tail, "%s", part[1]);
+    for (size_t i = 0; i < count; i++, tail_len += unit) memcpy(tail + tail_len, TEXT, unit);
+    tail_len += (size_t)sprintf(tail + tail_len, "%s,\"model\":\"%.64s\"", part[2], o.model);
     if (o.dialect != EMBEDDINGS)
         tail_len += (size_t)sprintf(tail + tail_len, ",\"max_tokens\":%d", o.words);
     if (o.stream) tail_len += (size_t)sprintf(tail + tail_len, ",\"stream\":true");
     if (o.stream && o.usage)
         tail_len += (size_t)sprintf(tail + tail_len, ",\"stream_options\":{\"include_usage\":true}");
-    tail_len += (size_t)sprintf(tail + tail_len, ",%s", field);
-    for (size_t i = 0; i < count; i++, tail_len += unit) memcpy(tail + tail_len, TEXT, unit);
-    tail_len += (size_t)sprintf(
-        tail + tail_len, o.dialect == EMBEDDINGS || o.dialect == COMPLETIONS ? "\"}" : "\"}]}");
-    static const char SEED[] = "{\"seed\":1000000000";
+    tail_len += (size_t)sprintf(tail + tail_len, "}");
     front_len = (size_t)snprintf(front, sizeof front,
                                  "POST %.512s HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n%s"
                                  "content-type: application/json\r\naccept: */*\r\n"
-                                 "user-agent: load\r\ncontent-length: %zu\r\n\r\n%s",
-                                 o.path, o.port, o.headers, sizeof SEED - 1 + tail_len, SEED);
+                                 "user-agent: load\r\ncontent-length: %zu\r\n\r\n%s1000000000",
+                                 o.path, o.port, o.headers, strlen(part[0]) + 10 + tail_len, part[0]);
 }
 
 /* ---- connections ---- */
@@ -279,8 +281,18 @@ static bool expect(struct conn *c, const char *at, size_t len) {
     return true;
 }
 
+/* --loose: the numbers of the vector in sequence, whatever blanks stand between them. */
+static bool has_vector(struct conn *c) {
+    int n = 0;
+    for (int i = 0; i < c->heard_len; i++)
+        if (c->heard[i] != ' ') c->heard[n++] = c->heard[i];
+    const char *want = strstr(c->want_plain, "[0."), *end = want ? strchr(want, ']') : NULL;
+    return end && memmem(c->heard, (size_t)n, want, (size_t)(end - want) + 1) != NULL;
+}
+
 static bool complete(struct conn *c) {
     if (o.loose && o.stream) return c->over;
+    if (o.loose && o.dialect == EMBEDDINGS) return has_vector(c);
     if (o.loose) {
         char last[16];
         snprintf(last, sizeof last, " w%07d", WORDS - 1);

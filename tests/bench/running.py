@@ -12,8 +12,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.bench.peers import HERE, ROOT, Peer
+from tests.bench.peers import Peer
 
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 READY_WITHIN = 60.0  # seconds
 SCRAPE_EVERY = 5.0
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED: exact, where /proc/PID/stat counts ticks of 10 ms
@@ -113,6 +115,10 @@ def core_busy(core: set[int]) -> tuple[float, float]:
     return busy, total
 
 
+class NotStarted(Exception):
+    """A peer ended or took too long; the message holds its last words."""
+
+
 class Running:
     """A started peer: log read and thrown away, metrics scraped. `pid` is None if direct.
 
@@ -159,19 +165,21 @@ class Running:
                 fetch(port, "/metrics")
 
     def wait_ready(self) -> None:
-        """Returns when it answers; SystemExit with its last words if it ends or takes too long."""
+        """Returns when it answers; NotStarted if it ends or takes too long."""
         deadline = time.monotonic() + READY_WITHIN
         while True:
             with contextlib.suppress(urllib.error.URLError, OSError):
                 fetch(self.peer.port, self.peer.ready)
                 break
             gone = self.pid is not None and self._process.poll() is not None
+            if gone:
+                self._threads[0].join(1)  # its last words may still be in the pipe
             if gone or time.monotonic() > deadline:
                 words = self._last_words.decode(errors="replace")
-                raise SystemExit(f"{self.peer.name} did not start:\n{words}")
+                raise NotStarted(f"did not start:\n{words}")
             time.sleep(0.05)
-        if self.peer.admin_port is not None:
-            port = self.peer.admin_port
+        if self.peer.metrics_port is not None:
+            port = self.peer.metrics_port
             self._spawn(lambda: self._scrape(port))
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
  *
  * The shapes are vLLM 0.32's. A request's `seed` comes back in the id, so that an answer which
  * reached the wrong client is seen; every streamed word is numbered, so that loss and reordering are.
+ * Messages and embeddings have no seed: there it is the first word of the text, and of an embedding
+ * it is the first number as well.
  */
 #ifndef SHAPES_H
 #define SHAPES_H
@@ -12,7 +14,8 @@
 #define CREATED 1795228800
 #define FIRST_SEED 1000000000LL /* ten digits: JSON has no leading zeros, and the length must hold */
 #define WORDS 48
-#define ANSWER_CAP 2048
+#define DIMENSIONS 384
+#define ANSWER_CAP 8192
 #define PIECE_CAP 768
 
 enum dialect { CHAT, COMPLETIONS, MESSAGES, EMBEDDINGS, DIALECTS };
@@ -148,7 +151,17 @@ static int script_next(struct script *s) {
     return 1;
 }
 
-/* An answer that is not streamed, about 900 bytes; returns its length. */
+/* What follows the first number of every vector; each number is as JSON writes it again. */
+static const char *rest_of_vector(void) {
+    static char text[DIMENSIONS * 16];
+    if (!*text)
+        for (int i = 1, n = 0; i < DIMENSIONS; i++)
+            n += snprintf(text + n, sizeof text - (size_t)n, ",%s0.0%06d3", i & 1 ? "-" : "",
+                          100000 + i * 7919 % 900000);
+    return text;
+}
+
+/* An answer that is not streamed, about 900 bytes, a vector about 5 KB; returns its length. */
 static int answer(char *out, enum dialect dialect, const char *model, long long seed) {
     char words[WORDS * 9 + 1];
     for (int i = 0; i < WORDS; i++) {
@@ -191,10 +204,10 @@ static int answer(char *out, enum dialect dialect, const char *model, long long 
         return snprintf(out, ANSWER_CAP,
                         "{\"id\":\"embd-%032lld\",\"object\":\"list\",\"created\":%d,"
                         "\"model\":\"%s\",\"data\":[{\"index\":0,\"object\":\"embedding\","
-                        "\"embedding\":[0.015625,-0.25,0.5,-0.0625]}],\"usage\":{"
+                        "\"embedding\":[0.%010lld7%s]}],\"usage\":{"
                         "\"prompt_tokens\":11,\"total_tokens\":11,\"completion_tokens\":0,"
                         "\"prompt_tokens_details\":null}}",
-                        seed, CREATED, model);
+                        seed, CREATED, model, seed, rest_of_vector());
     }
 }
 

@@ -20,7 +20,7 @@
 
 #include "shapes.h"
 
-#define OUT_CAP 4096
+#define OUT_CAP 12288
 #define MAX_PORTS 8
 #define MAX_HEAD 65536
 #define MAX_BODY (256L << 20)
@@ -161,6 +161,19 @@ static long long number(const char *body, size_t len, const char *name, long lon
     return value && *value >= '0' && *value <= '9' ? atoll(value) : otherwise;
 }
 
+/* The number that a text begins with. */
+static long long first_word(const char *body, size_t len, const char *name) {
+    const char *value = member(body, len, name), *end = body + len;
+    while (value && value < end && strchr(" [\"", *value)) value++;
+    return value && value < end ? atoll(value) : 0;
+}
+
+static long long seed_of(enum dialect dialect, const char *body, size_t len) {
+    if (dialect == MESSAGES) return first_word(body, len, "\"content\"");
+    if (dialect == EMBEDDINGS) return first_word(body, len, "\"input\"");
+    return number(body, len, "\"seed\"", 0);
+}
+
 static void generate(struct conn *c, enum dialect dialect, const char *body, size_t len) {
     const char *asked = member(body, len, "\"model\"");
     size_t named = strlen(model);
@@ -171,7 +184,7 @@ static void generate(struct conn *c, enum dialect dialect, const char *body, siz
                    "\"type\":\"NotFoundError\",\"param\":\"model\",\"code\":404}}");
         return;
     }
-    long long seed = number(body, len, "\"seed\"", 0);
+    long long seed = seed_of(dialect, body, len);
     if (dialect == EMBEDDINGS || !is_true(body, len, "\"stream\"")) {
         char text[ANSWER_CAP];
         int n = answer(text, dialect, model, seed);
@@ -180,6 +193,7 @@ static void generate(struct conn *c, enum dialect dialect, const char *body, siz
         return;
     }
     long long words = number(body, len, "\"max_tokens\"", default_words);
+    words = number(body, len, "\"max_completion_tokens\"", words); /* what a router makes of it */
     if (words > 9999999) words = 9999999;
     bool usage = is_true(body, len, "\"include_usage\"");
     script_start(&c->script, dialect, model, seed, (int)words, usage);

@@ -1,6 +1,8 @@
 """The stand-in and the load generator agree on every byte, and the generator sees a wrong one."""
 
+import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import running
-from tests.bench.peers import free_port
+from tests.bench.peers.peer import Peer, free_port
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages"]
 Change = Callable[[list[bytes]], list[bytes]]
@@ -32,8 +34,13 @@ def load(programs: Path, port: int, *options: str) -> dict[str, float]:
     return running.load(programs, running.cores()[0], arguments)
 
 
-def test_200_plain_answers_arrive_whole(programs: Path, ports: list[int]) -> None:
-    result = load(programs, ports[0], "--requests", "200", "--connections", "8")
+@pytest.mark.parametrize("path", [*PATHS, "/v1/embeddings"])
+@pytest.mark.parametrize("how", [(), ("--loose",)])
+def test_200_plain_answers_arrive_whole(
+    programs: Path, ports: list[int], path: str, how: tuple[str, ...]
+) -> None:
+    options = ("--requests", "200", "--connections", "8", "--path", path, *how)
+    result = load(programs, ports[0], *options)
     assert (result["requests"], result["errors"]) == (200, 0), result["first_error"]
 
 
@@ -82,6 +89,14 @@ def test_an_answer_for_another_model_is_an_error(
     assert (result["requests"], result["errors"]) == (0, 3)
 
 
+def test_a_peer_that_ends_at_once_is_told_with_its_last_words() -> None:
+    program = "import sys; print('x' * 100_000 + 'no library'); sys.exit(1)"
+    peer = Peer("broken", (sys.executable, "-c", program), free_port(), "/")
+    with contextlib.closing(running.Running(peer, *running.cores())) as one:
+        with pytest.raises(running.NotStarted, match="no library"):
+            one.wait_ready()
+
+
 def test_nobody_listening_is_an_error_and_ends(programs: Path) -> None:
     assert load(programs, free_port(), "--requests", "3")["errors"] == 3
 
@@ -104,6 +119,43 @@ def someone_elses(chunks: list[bytes]) -> list[bytes]:
 
 def unharmed(chunks: list[bytes]) -> list[bytes]:
     return chunks
+
+
+def tamper_plain(listener: socket.socket, engine: int, old: bytes, new: bytes) -> None:
+    """Passes one answer on, `old` in it replaced by `new` of the same length."""
+    client, _ = listener.accept()
+    with client, socket.create_connection(("127.0.0.1", engine), timeout=5) as upstream:
+        upstream.sendall(client.recv(65536))
+        head, _, body = upstream.recv(65536).partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        while len(body) < length:
+            body += upstream.recv(65536)
+        client.sendall(head + b"\r\n\r\n" + body.replace(old, new))
+        client.recv(1)
+
+
+VECTOR = b"[0.10000000007"
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "how"),
+    [
+        ("/v1/messages", b"1000000000", b"1000000001", ()),
+        ("/v1/embeddings", b"embd-", b"bmde-", ()),
+        ("/v1/embeddings", VECTOR, b"[0.10000000017", ()),
+        ("/v1/embeddings", VECTOR, b"[0.10000000017", ("--loose",)),
+        ("/v1/embeddings", b"3,", b"4,", ("--loose",)),
+    ],
+)
+def test_an_answer_of_another_request_is_an_error(
+    programs: Path, ports: list[int], path: str, old: bytes, new: bytes, how: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=tamper_plain, args=(listener, ports[0], old, new))
+        thread.start()
+        result = load(programs, listener.getsockname()[1], "--requests", "1", "--path", path, *how)
+        thread.join(10)
+    assert (result["requests"], result["errors"]) == (0, 1)
 
 
 def tamper(listener: socket.socket, engine: int, change: Change) -> None:

@@ -1,0 +1,112 @@
+"""What is measured: the loads, and the figures of each that are worth a line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.peers import Peer
+
+Figures = dict[str, float]
+#: Measure, then peer, then round.
+Rounds = dict[str, dict[str, dict[int, Figures]]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One load. `per` is what the CPU time is divided by: requests or events."""
+
+    name: str
+    requests: int
+    options: Sequence[str]
+    path: str = "/v1/chat/completions"
+    per: str = "requests"
+    pace: int = 0  # microseconds between the events of a stream
+    streams: int = 0  # open at once, where memory is looked at
+    rate: str = ""  # an open loop at half of the gateway's maximum of these
+    peers: Sequence[str] = ()  # who takes part; none: all
+    once: bool = False  # in the first round alone
+
+    def takes(self, peer: Peer) -> bool:
+        if self.peers and peer.name not in self.peers:
+            return False
+        return not peer.only or self.name in peer.only
+
+    def load(self, peer: Peer, scale: float) -> tuple[int, tuple[str, ...]]:
+        """How many requests, and the generator's options; a slow peer gets its share."""
+        if not self.streams:
+            return max(20, round(self.requests * peer.share * scale)), tuple(self.options)
+        streams = max(20, round(self.streams * peer.share))
+        return streams, (*self.options, "--connections", str(streams))
+
+    @property
+    def columns(self) -> Sequence[tuple[str, str]]:
+        """The figures worth a line: a field of the result and how it is called."""
+        cpu = ("cpu_us", f"CPU us per {self.per[:-1]}")
+        if self.name == "first event":
+            ends = ("p50", "p99")
+            seen = [(f"first_us_{end}", f"first event {end} us") for end in ends]
+            return [*seen, *((f"added_us_{end}", f"added to {end} us") for end in ends)]
+        if self.streams:
+            memory = ("stream_kb", "KB per open stream")
+            return [cpu, ("idle_mb", "memory idle MB"), ("peak_mb", "memory peak MB"), memory]
+        return [cpu, ("per_core", f"{self.per}/s per core")]
+
+
+def _plain(name: str, requests: int, connections: int, prompt: int = 1024) -> Measure:
+    options = ("--connections", str(connections), "--prompt-bytes", str(prompt))
+    return Measure(name, requests, options)
+
+
+#: The paced streams come first: their memory is that of a process that has just started.
+MEASURES = (
+    Measure("paced", 500, ("--stream",), per="events", pace=20_000, streams=500),
+    _plain("plain", 10000, 64),
+    _plain("plain c1", 2000, 1),
+    _plain("plain c500", 10000, 500),
+    _plain("plain 8 KB", 8000, 64, 8192),
+    _plain("plain 400 KB", 500, 16, 400_000),
+    Measure("messages", 6000, ("--connections", "64"), path="/v1/messages"),
+    Measure("embeddings", 6000, ("--connections", "64"), path="/v1/embeddings"),
+    Measure("flood", 3000, ("--connections", "64", "--stream"), per="events"),
+    Measure(
+        "first event",
+        3000,
+        ("--connections", "500", "--stream", "--events", "10"),
+        per="events",
+        rate="streams",
+    ),
+    Measure(
+        "rated",
+        5000,
+        ("--connections", "500"),
+        rate="requests",
+        peers=("fairgate", "redis", "two"),
+    ),
+    Measure(
+        "many",
+        5000,
+        ("--stream", "--events", "12", "--rate", "1000"),
+        per="events",
+        pace=1_000_000,
+        streams=5000,
+        peers=("nginx", "haproxy", "vllm-router", "fairgate"),
+        once=True,
+    ),
+)
+#: Run against the gateway alone, to know its maximum of requests and of short streams.
+MAXIMA = {
+    "requests": _plain("maximum of requests", 8000, 64),
+    "streams": Measure(
+        "maximum of streams", 3000, ("--connections", "64", "--stream", "--events", "10")
+    ),
+}
+
+
+def chosen(only: str | None, quick: bool) -> list[Measure]:
+    """Those whose name starts with one of the words, commas between them; none: all.
+
+    A quick run has those that take long only if they are asked for.
+    """
+    if only is None:
+        return [measure for measure in MEASURES if not (quick and measure.once)]
+    words = only.split(",")
+    return [measure for measure in MEASURES if any(map(measure.name.startswith, words))]
