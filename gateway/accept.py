@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import Awaitable, Callable, MutableMapping
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from gateway.errors import (
+    DEEPEST,
     ClientGone,
     InvalidRequest,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
+    TooDeep,
     UnsupportedMedia,
 )
 from gateway.terms import Head
+from gateway.wire import caps
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -23,6 +29,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 LARGE = 256 * 1024
 #: How much is decoded at once, so that what is made of it stays in the processor's cache.
 _SLICE = 64 * 1024
+#: How long a large body is looked at in one turn of the event loop, in seconds.
+_BUDGET = 0.005
 _PLAIN_JSON = b"application/json"
 _utf_8 = codecs.getincrementaldecoder("utf-8")
 
@@ -46,14 +54,15 @@ class Bodies:
             raise Overloaded("Too many large requests are under way; try again in a moment.")
         self.held += size
 
-    async def turn(self) -> None:
-        """Back in a turn of the event loop that no other large body has.
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """While it lasts no other large body is looked at; what its caller does next without
+        waiting, it does in a turn of the event loop that no other large body has.
 
-        What a caller does then without waiting, it does once a turn: everyone else's reads, writes
-        and timers come between one large body and the next. Only whole ones come here, so that
-        nobody waits for a caller who sends slowly.
+        Only whole ones come here, so that nobody waits for a caller who sends slowly.
         """
         async with self._turn:
+            yield
             await asyncio.sleep(0)
 
 
@@ -76,9 +85,8 @@ class Share:
         self._bodies.take(size)
         self.size += size
 
-    async def turn(self) -> None:
-        """Wait for this one's turn."""
-        await self._bodies.turn()
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        return self._bodies.turn()
 
 
 def check_head(head: Head, limit: int) -> None:
@@ -111,8 +119,10 @@ async def body(
         whole = await _received(receive, share, limit, deadline)
     else:
         whole = _take(here, share, limit)
-    if share.size > LARGE:
-        await share.turn()
+    if share.size <= LARGE:
+        return _text(whole)
+    async with share.turn():
+        await _look(whole)
     return whole
 
 
@@ -138,25 +148,44 @@ def check_size(body: bytes, limit: int) -> None:
         raise _too_large(limit)
 
 
-def text(body: bytes) -> bytes:
-    """`body`, if it is UTF-8; JSON is nothing else (RFC 8259 §8.1)."""
+def _text(body: bytes) -> bytes:
+    """`body`, if it is UTF-8, as JSON is (RFC 8259 §8.1), and does not nest too deeply."""
     if not body.isascii():
         try:
-            _decode(body)
+            body.decode()
         except UnicodeDecodeError:
-            raise InvalidRequest("The body is not UTF-8.", code="invalid_json") from None
+            raise _not_utf_8() from None
+    if caps.deeper_than(DEEPEST, body):
+        raise TooDeep
     return body
 
 
-def _decode(body: bytes) -> None:
-    """In slices: the text of all of it would be up to four times as large."""
-    if len(body) <= _SLICE:
-        body.decode()
+async def _look(body: bytes) -> None:
+    """The same for a large one, for no longer than `_BUDGET` in one turn of the event loop."""
+    decoder = None if body.isascii() else _utf_8()
+    nesting = None if caps.few(DEEPEST, body) else caps.Nesting()
+    if decoder is None and nesting is None:
         return
-    decoder = _utf_8()
+    until = time.monotonic() + _BUDGET
     for at in range(0, len(body), _SLICE):
-        decoder.decode(body[at : at + _SLICE])
-    decoder.decode(b"", final=True)
+        piece = body[at : at + _SLICE]
+        last = at + _SLICE >= len(body)
+        if decoder is not None:
+            try:
+                decoder.decode(piece, final=last)
+            except UnicodeDecodeError:
+                raise _not_utf_8() from None
+        if nesting is not None:
+            nesting.feed(piece)
+            if nesting.deepest > DEEPEST:
+                raise TooDeep
+        if time.monotonic() > until:
+            await asyncio.sleep(0)
+            until = time.monotonic() + _BUDGET
+
+
+def _not_utf_8() -> InvalidRequest:
+    return InvalidRequest("The body is not UTF-8.", code="invalid_json")
 
 
 def _take(piece: bytes, share: Share, limit: int) -> bytes:

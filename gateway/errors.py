@@ -80,6 +80,15 @@ class InvalidRequest(GatewayError):
             self.code = code  # type: ignore[misc]  # one instance may be more precise
 
 
+#: How deep a body may nest: more than any request needs, less than any JSON reader gives up at.
+DEEPEST = 200
+
+
+class TooDeep(InvalidRequest):
+    def __init__(self) -> None:
+        super().__init__(f"The body nests deeper than {DEEPEST} levels.", code="invalid_json")
+
+
 class RequestTooLarge(InvalidRequest):
     """Raised when the body passes its cap."""
 

@@ -112,16 +112,18 @@ class Exchange:
         record.key, record.team = principal.key, principal.team
         accept.check_head(head, gateway.largest_body)
         with gateway.bodies.share() as share:
-            body = await accept.body(
-                self._caller.take_body(),
-                receive,
-                share,
-                gateway.largest_body,
-                gateway.config.timeouts.body,
-            )
-            record.bytes_in = len(body)
+            try:
+                body = await accept.body(
+                    self._caller.take_body(),
+                    receive,
+                    share,
+                    gateway.largest_body,
+                    gateway.config.timeouts.body,
+                )
+            finally:
+                record.bytes_in = share.size
 
-            ask = endpoint.read(accept.text(body))
+            ask = endpoint.read(body)
             record.stream = ask.stream
             route = gateway.routes.resolve(ask, principal)
             record.model, record.pool = ask.model, route.pool.name

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import msgspec
-import orjson
 from msgspec import Raw
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError, InvalidRequest, TooDeep
 from gateway.route import Route
 from gateway.settings import Caps
 from gateway.terms import Ask, Size, Standings
@@ -17,8 +16,6 @@ from gateway.wire.answer import Translator
 from gateway.wire.size import conversation
 
 _object = msgspec.json.Decoder(dict[str, Raw])
-#: How deep a body may nest: more than any request needs, less than any JSON reader gives up at.
-DEEPEST = 200
 
 
 class Endpoint(Protocol):
@@ -150,10 +147,10 @@ class Reading:
                         f"`{name}`: {wanted} is over this gateway's cap of {cap}.", name
                     )
                 wanted = cap
-                passed[name] = Raw(orjson.dumps(cap))
+                passed[name] = Raw(msgspec.json.encode(cap))
             largest = max(largest or 0, wanted)
         if cap is not None and largest is None:
-            passed[self.output_limits[0]] = Raw(orjson.dumps(cap))
+            passed[self.output_limits[0]] = Raw(msgspec.json.encode(cap))
             return cap
         return largest
 
@@ -166,14 +163,8 @@ def _decoded(body: bytes) -> dict[str, Raw]:
     except msgspec.DecodeError as exc:
         raise InvalidRequest(f"The body is not valid JSON: {exc}.", code="invalid_json") from None
     except RecursionError:
-        raise _too_deep() from None
-    if caps.deeper_than(DEEPEST, body):
-        raise _too_deep()
+        raise TooDeep from None
     return sent
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest(f"The body nests deeper than {DEEPEST} levels.", code="invalid_json")
 
 
 class _StreamOptions(msgspec.Struct):

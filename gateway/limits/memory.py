@@ -69,13 +69,14 @@ class Memory:
             if state is None:
                 state = self._states[rule.key] = State(rule)
             amount *= share
-            if rule.form is _BUCKET:
+            form = rule.form
+            if form is _BUCKET:
                 amount *= rule.unit
                 _drain(rule, state, now)
                 room = rule.room
                 over = state.amount + (amount if amount < room else room) - room
                 delay = -(-over // rule.drain) if over > 0 else 0
-            elif rule.form is _WINDOW:
+            elif form is _WINDOW:
                 _turn(rule, state, now)
                 over = state.amount + min(amount, rule.limit) - rule.limit
                 delay = window_end(state.since, rule.width) - now if over > 0 else 0

@@ -56,12 +56,12 @@ class Translator:
 
     def request(self, upstream_model: str) -> bytes:
         """The body for the server: what was checked, nothing else, under the server's own name."""
-        self._fields["model"] = Raw(orjson.dumps(upstream_model))
+        self._fields["model"] = Raw(msgspec.json.encode(upstream_model))
         return msgspec.json.encode(self._fields)
 
     def set(self, name: str, value: Any) -> None:
         """A field of the gateway's own."""
-        self._fields[name] = Raw(orjson.dumps(value))
+        self._fields[name] = Raw(msgspec.json.encode(value))
 
     def feed(self, events: bytes) -> bytes:
         """Whole events in, whole events out; `b""` where there is nothing to say yet."""

@@ -183,27 +183,47 @@ def _schema_depth(name: str, value: Raw) -> None:
 def deeper_than(limit: int, text: bytes) -> bool:
     """Whether valid JSON nests deeper than `limit` levels.
 
-    How deep the decoder itself goes differs from one Python to the next, so it is not asked. What
-    is looked at may have 32 MiB, and the event loop waits: every step is one call at C's speed.
+    How deep the decoder itself goes differs from one Python to the next, so it is not asked.
     """
-    if _few(_OPENING, limit, text):
+    if few(limit, text):
         return False  # nearly always, and at the speed of memory
-    if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = text.translate(_ROUND, _NOT_STRUCTURE).split(b'"')[::2]
-    structure = b"".join(outside_strings)
-    while limit and len(structure) > limit:
-        inner = structure.replace(b"()", b"")  # a level less everywhere
-        if len(inner) > len(structure) * _WORTH_IT:
-            break
-        structure, limit = inner, limit - 1
-    return max(accumulate(array("b", structure.translate(_STEPS))), default=0) > limit
+    nesting = Nesting()
+    nesting.feed(text)
+    return nesting.deepest > limit
 
 
-def _few(letters: bytes, limit: int, text: bytes) -> bool:
-    """Whether `text` has at most `limit` of the letters, together."""
+class Nesting:
+    """How deep JSON nests, told of it in pieces: of 32 MiB at once the event loop would wait.
+
+    Mutable state: `deepest` level so far, and where the last piece ended: how deep, whether inside
+    a string (0 or 1), and whether behind a backslash.
+    """
+
+    def __init__(self) -> None:
+        self.deepest = 0
+        self._deep = 0
+        self._inside = 0
+        self._escaping = False
+
+    def feed(self, piece: bytes) -> None:
+        if self._escaping:
+            piece = piece[1:]
+        self._escaping = False
+        if b"\\" in piece:
+            self._escaping = (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 1
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(_ROUND, _NOT_STRUCTURE).split(b'"')
+        structure = b"".join(parts[self._inside :: 2])
+        self._inside ^= (len(parts) - 1) & 1
+        began, self._deep = self._deep, self._deep + 2 * structure.count(b"(") - len(structure)
+        steps = array("b", structure.translate(_STEPS))
+        self.deepest = max(self.deepest, began + max(accumulate(steps), default=0))
+
+
+def few(limit: int, text: bytes) -> bool:
+    """Whether `text` has at most so many brackets: it cannot nest deeper."""
     left = limit
-    for letter in letters:
+    for letter in _OPENING:
         at = text.find(letter)
         while at >= 0:
             left -= 1
@@ -217,5 +237,3 @@ _OPENING = b"[{"
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _ROUND = bytes.maketrans(b"[]{}", b"()()")
 _STEPS = bytes.maketrans(b"()", b"\x01\xff")
-#: A level that leaves more than this part is dearer to take away than to count.
-_WORTH_IT = 0.7

@@ -9,12 +9,14 @@ import pytest
 
 from gateway import accept
 from gateway.errors import (
+    DEEPEST,
     ClientGone,
     GatewayError,
     InvalidRequest,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
+    TooDeep,
     UnsupportedMedia,
 )
 from gateway.terms import Head
@@ -60,9 +62,16 @@ async def turns_of(sizes: Iterable[int], bodies: accept.Bodies) -> list[int]:
             taken.append(turn)
 
     watching = asyncio.create_task(turning())
-    await asyncio.gather(*map(one, sizes))
-    watching.cancel()
+    try:
+        await asyncio.gather(*map(one, sizes))
+    finally:
+        watching.cancel()
     return taken
+
+
+async def text(given: bytes) -> bytes:
+    with accept.Bodies(1 << 30).share() as share:
+        return await accept.body(None, receiving([given]), share, 1 << 30, 60)
 
 
 def head(**fields: str) -> Head:
@@ -128,10 +137,12 @@ async def test_other_bodies_wait_for_nobody() -> None:
 async def test_a_caller_who_leaves_in_the_queue_of_large_bodies_leaves_it_to_the_others() -> None:
     bodies = accept.Bodies(1 << 30)
     loser = asyncio.create_task(turns_of([accept.LARGE + 1] * 3, bodies))
-    while not bodies.held:
+    for _ in range(2):  # it begins, and its bodies are here
         await asyncio.sleep(0)
+    assert bodies.held
     loser.cancel()
     await asyncio.wait([loser])
+    assert loser.cancelled()
     assert bodies.held == 0
     assert len(await turns_of([accept.LARGE + 1] * 2, bodies)) == 2
 
@@ -172,8 +183,8 @@ def test_the_cap_of_a_model_is_looked_at_again() -> None:
 
 
 @pytest.mark.parametrize("good", [b"", b"{}", '{"é":"\U0001f600"}'.encode()])
-def test_text_is_utf_8(good: bytes) -> None:
-    assert accept.text(good) == good
+async def test_text_is_utf_8(good: bytes) -> None:
+    assert await text(good) == good
 
 
 #: Longer than what is decoded at once, its letters of several bytes across every border.
@@ -181,19 +192,19 @@ LONG = "aé€😀".encode() * 50_000
 
 
 @pytest.mark.parametrize("shift", range(10))
-def test_long_text_is_utf_8_wherever_its_letters_lie(shift: int) -> None:
-    assert accept.text(b"a" * shift + LONG)
+async def test_long_text_is_utf_8_wherever_its_letters_lie(shift: int) -> None:
+    assert await text(b"a" * shift + LONG)
     for at in (-1, len(LONG) // 2):
         with pytest.raises(InvalidRequest):
-            accept.text(b"a" * shift + LONG[:at] + b"\xff" + LONG[at:])
+            await text(b"a" * shift + LONG[:at] + b"\xff" + LONG[at:])
     with pytest.raises(InvalidRequest):
-        accept.text(b"a" * shift + LONG[:-1])
+        await text(b"a" * shift + LONG[:-1])
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", "{}".encode("utf-16")])
-def test_what_is_not_utf_8_is_refused(bad: bytes) -> None:
+async def test_what_is_not_utf_8_is_refused(bad: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        accept.text(bad)
+        await text(bad)
     assert caught.value.code == "invalid_json"
 
 
@@ -210,3 +221,15 @@ async def test_a_body_that_came_with_its_head_is_not_waited_for() -> None:
 
 async def never() -> dict[str, Any]:
     raise AssertionError("all of it is here")
+
+
+@pytest.mark.parametrize("padding", [0, 2 * accept.LARGE])
+async def test_a_body_that_nests_too_deeply_is_refused_however_large(padding: int) -> None:
+    filled = b'"' + b"[" * padding + b'"'
+    for deep, refused in ((DEEPEST - 1, False), (DEEPEST, True)):
+        given = b"[" + filled + b"," + b"[" * deep + b"]" * deep + b"]"
+        if refused:
+            with pytest.raises(TooDeep):
+                await text(given)
+        else:
+            assert await text(given) == given

@@ -237,3 +237,18 @@ def test_depth_of_a_large_document_is_exact(inner: str, wide: int) -> None:
 def test_a_list_of_ids_is_one_prompt_wherever_it_begins(space: int) -> None:
     value = Raw(b"[" + b" " * space + b"1,2,3]")
     caps.prompts("field", value, Caps(prompts=1))
+
+
+@given(
+    st.recursive(
+        st.text(alphabet='[]{}"\\a\né') | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet='[{"\\'), inner),
+    ),
+    st.integers(1, 7),
+)
+def test_depth_is_the_same_in_whatever_pieces_it_comes(document: object, size: int) -> None:
+    text = json.dumps(document).encode()
+    nesting = caps.Nesting()
+    for at in range(0, len(text), size):
+        nesting.feed(text[at : at + size])
+    assert nesting.deepest == depth(document)
