@@ -217,8 +217,8 @@ class Kind(Protocol):
     #: The page with its figures, as `progress` reads them; None where it has none.
     figures: str | None
 
-    def prepare(self, call: Call, replica: Replica) -> bytes:
-        """The whole HTTP request, head and body."""
+    def prepare(self, call: Call, replica: Replica) -> tuple[bytes, bytes]:
+        """The HTTP request, head and body."""
 
     def framer(self, event_limit: int) -> Framer: ...
 

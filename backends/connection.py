@@ -54,8 +54,8 @@ class Carried(Protocol):
     def data(self) -> Callable[[bytes], None]:
         """Takes a piece of the answer's body."""
 
-    def carried(self, connection: Connection) -> bytes:
-        """It is on this connection now; the bytes to send."""
+    def carried(self, connection: Connection) -> tuple[bytes, ...]:
+        """It is on this connection now; what to send."""
 
     def head(self, status: int, headers: Headers) -> None: ...
     def end(self) -> None: ...
@@ -112,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_head = True
         self._complete = False
         self._received = False
-        self.transport.write(transfer.carried(self))
+        self.transport.writelines(transfer.carried(self))
 
     def break_off(self) -> None:
         """Close at once, and tell the transfer that is carried."""

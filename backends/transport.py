@@ -60,12 +60,13 @@ class Transport:
         self._all: set[Connection] = set()
         self._connecting: dict[asyncio.Task[None], Transfer] = {}
 
-    def send(self, replica: Replica, request: bytes, sink: Sink) -> Transfer:
+    def send(self, replica: Replica, head: bytes, sink: Sink, body: bytes = b"") -> Transfer:
         """Start one request; everything that follows is told to `sink`.
 
-        `request` is a whole HTTP request. Its transfer's `done` is set after the sink's last call.
+        `head` and `body` are a whole HTTP request, which may be all in `head`. Its transfer's
+        `done` is set after the sink's last call.
         """
-        transfer = Transfer(self, replica.origin, request, sink)
+        transfer = Transfer(self, replica.origin, (head, body) if body else (head,), sink)
         sink.begin(transfer, replica)
         transfer.launch()
         return transfer
@@ -266,7 +267,9 @@ class Transfer:
         "origin",
     )
 
-    def __init__(self, transport: Transport, origin: Origin, request: bytes, sink: Sink) -> None:
+    def __init__(
+        self, transport: Transport, origin: Origin, request: tuple[bytes, ...], sink: Sink
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._request = request
@@ -312,7 +315,7 @@ class Transfer:
 
     # What the connection tells.
 
-    def carried(self, connection: Connection) -> bytes:
+    def carried(self, connection: Connection) -> tuple[bytes, ...]:
         self._connection = connection
         self._task = None
         self._sent_at = self._loop.time()
@@ -322,7 +325,7 @@ class Transfer:
         return self._request
 
     def head(self, status: int, headers: Headers) -> None:
-        self._request = b""  # answered: from here on nothing can be sent again
+        self._request = ()  # answered: from here on nothing can be sent again
         self._sink.head(status, headers)
 
     def end(self) -> None:

@@ -96,8 +96,8 @@ class Turn:
         replica.in_flight += 1
         replica.outstanding += tokens
         try:
-            request = pool.kind.prepare(call, replica)
-            transfer = pool.means.transport.send(replica, request, sink)
+            head, body = pool.kind.prepare(call, replica)
+            transfer = pool.means.transport.send(replica, head, sink, body)
             replica.flights[transfer] = self
             try:
                 await transfer.done

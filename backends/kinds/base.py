@@ -25,7 +25,7 @@ class OpenAIFamily:
     paths: frozenset[str] = frozenset()
     figures: str | None = None
 
-    def prepare(self, call: Call, replica: Replica) -> bytes:
+    def prepare(self, call: Call, replica: Replica) -> tuple[bytes, bytes]:
         head = replica.heads.get(call.path)
         if head is None:
             head = replica.heads[call.path] = _head("POST", call.path, replica)
@@ -34,8 +34,7 @@ class OpenAIFamily:
         fields.append(b"accept: text/event-stream\r\n" if call.stream else _ACCEPT_JSON)
         fields.extend(b"%b: %b\r\n" % field for field in call.headers)
         fields.append(b"\r\n")
-        fields.append(call.body)
-        return b"".join(fields)
+        return b"".join(fields), call.body  # which may be large: it is not copied
 
     def framer(self, event_limit: int) -> Framer:
         return Framer(event_limit)

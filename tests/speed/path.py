@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from backends.base import Replica
@@ -66,6 +66,9 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self._written(bytes(data))
+
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        self.write(b"".join(pieces))
 
     def is_closing(self) -> bool:
         return self.closed

@@ -16,7 +16,7 @@ TLS = ssl.create_default_context()
 
 
 def prepared(call: Call, replica: Replica, kind: str = "vllm") -> bytes:
-    return KINDS[kind].prepare(call, replica)
+    return b"".join(KINDS[kind].prepare(call, replica))
 
 
 def test_a_request_is_exactly_this() -> None:
