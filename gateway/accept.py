@@ -85,6 +85,11 @@ class Share:
         self._bodies.take(size)
         self.size += size
 
+    async def pause(self) -> None:
+        """Let everyone else go on before this large body is looked at further."""
+        async with self._bodies.turn():
+            pass
+
     def turn(self) -> AbstractAsyncContextManager[None]:
         return self._bodies.turn()
 

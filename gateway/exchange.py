@@ -127,6 +127,8 @@ class Exchange:
             record.stream = ask.stream
             route = gateway.routes.resolve(ask, principal)
             record.model, record.pool = ask.model, route.pool.name
+            if share.size > accept.LARGE:
+                await share.pause()
             translator = self._translator(principal, ask, body, route)
 
             permit = await gateway.admission.admit(

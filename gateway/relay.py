@@ -120,7 +120,7 @@ class Relay:
         if status >= 300:
             self._take = self._take_error
             return
-        media = dict(headers).get(b"content-type", b"").lower()
+        media = dict(reversed(headers)).get(b"content-type", b"").lower()  # the first of several
         wanted = b"text/event-stream" if self._stream else b"application/json"
         if status != 200 or not media.startswith(wanted):
             self._take = _ignore

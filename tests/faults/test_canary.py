@@ -42,7 +42,7 @@ STAGES: list[tuple[Any, str]] = [
     (accept, "check_head"),
     (accept.Bodies, "share"),
     (accept, "body"),
-    (accept, "text"),
+    (accept, "_text"),
     (Reading, "read"),
     (Routes, "resolve"),
     (accept, "check_size"),

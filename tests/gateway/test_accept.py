@@ -45,8 +45,10 @@ async def body(receive: accept.Receive, bodies: accept.Bodies, deadline: float =
         return await accept.body(None, receive, share, LIMIT, deadline)
 
 
-async def turns_of(sizes: Iterable[int], bodies: accept.Bodies) -> list[int]:
-    """In which turn of the loop each of several bodies that are whole at once is taken."""
+async def turns_of(sizes: Iterable[int], bodies: accept.Bodies, pauses: int = 0) -> list[int]:
+    """In which turn of the loop each of several bodies that are whole at once is taken, and in
+    which it goes on after each of so many pauses.
+    """
     turn = 0
     taken: list[int] = []
 
@@ -60,6 +62,9 @@ async def turns_of(sizes: Iterable[int], bodies: accept.Bodies) -> list[int]:
         with bodies.share() as share:
             await accept.body(None, receiving([b"a" * size]), share, 2 * accept.LARGE, 5)
             taken.append(turn)
+            for _ in range(pauses):
+                await share.pause()
+                taken.append(turn)
 
     watching = asyncio.create_task(turning())
     try:
@@ -125,6 +130,12 @@ async def test_bodies_share_one_room_and_give_it_back() -> None:
 async def test_large_bodies_are_taken_one_in_a_turn_of_the_loop() -> None:
     taken = await turns_of([accept.LARGE + 1] * 5, accept.Bodies(1 << 30))
     assert all(after - before > 1 for before, after in pairwise(taken))
+
+
+async def test_large_bodies_go_on_one_in_a_turn_of_the_loop() -> None:
+    taken = await turns_of([accept.LARGE + 1] * 5, accept.Bodies(1 << 30), pauses=2)
+    assert len(taken) == 15
+    assert all(after - before > 1 for before, after in pairwise(sorted(taken)))
 
 
 async def test_other_bodies_wait_for_nobody() -> None:
