@@ -16,6 +16,7 @@ def every(root: type[GatewayError] = GatewayError) -> list[type[GatewayError]]:
 #: status, Anthropic's own status, OpenAI type, Anthropic type
 TABLE = {
     errors.InvalidRequest: (400, 400, "invalid_request_error", "invalid_request_error"),
+    errors.TooDeep: (400, 400, "invalid_request_error", "invalid_request_error"),
     errors.RequestTooLarge: (413, 413, "invalid_request_error", "request_too_large"),
     errors.UnsupportedMedia: (415, 415, "invalid_request_error", "invalid_request_error"),
     errors.RequestTimeout: (408, 408, "invalid_request_error", "timeout_error"),
