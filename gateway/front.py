@@ -138,11 +138,10 @@ class Front(HttpToolsProtocol):
         The parser takes an offer for the end of its message: told the head again without it, it
         reads what follows as that head's body, and not as a second request.
         """
-        listed = self.headers
-        framing = lines_of(field for field in listed if field[0] in _FRAMING)
-        self._declining, self.headers = True, []
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
-        self._declining, self.headers = False, listed
+        framing = (field for field in self.headers if field[0] in _FRAMING)
+        self._declining = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % lines_of(framing))
+        self._declining = False
         if rest:
             self._feed(rest)
 
@@ -183,7 +182,8 @@ class Front(HttpToolsProtocol):
             self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if self._in_head:  # trailers are for nobody here, and there is no end to them
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._declining or self._closing is not None:

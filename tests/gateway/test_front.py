@@ -302,3 +302,21 @@ def test_it_holds_under_uvloop(guarantee: Callable[[], Awaitable[None]]) -> None
         await guarantee()
 
     uvloop.run(run())
+
+
+async def test_trailers_reach_nobody_and_are_kept_nowhere() -> None:
+    chunks = [*HEADERS, ("transfer-encoding", "chunked")]
+    trailers = b"authorization: Bearer another\r\n" + b"x-more: of the same\r\n" * 20_000
+    async with door() as (gateway, engine), await Client.open(gateway.port) as client:
+        await client.send(head("POST", CHAT, chunks) + b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY))
+        await client.send(trailers)
+        data = gateway.worker._data
+        assert data is not None
+        await until(lambda: len(data.server.server_state.connections) == 1)
+        await asyncio.sleep(0.1)  # most of the trailers are read
+        (front,) = data.server.server_state.connections
+        assert len(front.headers) == len(chunks) + 1  # type: ignore[union-attr]
+        await client.send(b"\r\n" + GOOD)
+        await served(client)
+        await served(client)
+    assert len(engine.requests) >= 2
