@@ -39,7 +39,7 @@ MOST = 128
 REMEMBERED = 15 * 60 * 1000
 
 _PORT, _SENTINEL_PORT = 6379, 26379
-#: How long a sentinel may take before the next one is asked, in seconds.
+#: How long a sentinel, or a node of a cluster, may take before the next one is asked, in seconds.
 _ASIDE = 0.15
 #: What a connection to a sentinel shares with those to Redis itself; its users are its own.
 _SENTINELS = ("protocol", "driver_info", "retry", "ssl", "ssl_ca_certs", "ssl_check_hostname")
@@ -191,16 +191,17 @@ def clients(url: str) -> Sequence[Any]:
         return [Client.from_url(url, **settings)]
     _, service, db, *_ = (*parts.path.split("/"), "", "")
     plain = urlunsplit(("redis", parts.netloc[: -len(hosts)] + "any", f"/{db}", parts.query, ""))
-    settings |= {k: v for k, v in parse_url(plain).items() if k != "host"}
+    told = {k: v for k, v in parse_url(plain).items() if k != "host"}
+    aside = {"socket_timeout": _ASIDE, "socket_connect_timeout": _ASIDE}
     if scheme == "sentinel":
+        settings |= told
         nodes = [_host(host, _SENTINEL_PORT) for host in hosts.split(",")]
         own = {name: settings[name] for name in _SENTINELS if name in settings}
-        own |= {"socket_timeout": _ASIDE, "socket_connect_timeout": _ASIDE}
-        sentinel = Sentinel(nodes, 0, own, **settings)  # type: ignore[no-untyped-call]
+        sentinel = Sentinel(nodes, 0, own | aside, **settings)  # type: ignore[no-untyped-call]
         return [sentinel.master_for(service), *sentinel.sentinels]
     startup = [ClusterNode(*_host(host, _PORT)) for host in hosts.split(",")]
-    settings.pop("db", None)
-    return [RedisCluster(startup_nodes=startup, **settings)]
+    told.pop("db", None)
+    return [RedisCluster(startup_nodes=startup, **settings | aside | told)]
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
