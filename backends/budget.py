@@ -23,7 +23,10 @@ class RetryBudget:
 
     def request(self, again: bool) -> None:
         """A caller asked; `again` where it says that this is a retry of its own."""
-        self._saved = max(0, self._saved - _PRICE) if again else min(_MOST, self._saved + 1)
+        if again:
+            self._saved = max(0, self._saved - _PRICE)
+        elif self._saved < _MOST:
+            self._saved += 1
 
     def take(self) -> bool:
         """Whether one more try may be made; it is used up then."""

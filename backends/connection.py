@@ -192,7 +192,11 @@ class Connection(asyncio.BufferedProtocol):
             return  # an interim answer; the real one follows
         self._in_head = False
         self._reusable = self._parser.should_keep_alive()
-        self._framed = not _FRAMING.isdisjoint(dict(fields))
+        self._framed = False
+        for name, _ in fields:
+            if name in _FRAMING:
+                self._framed = True
+                break
         if self._transfer is not None:
             self._transfer.head(status, fields)
 

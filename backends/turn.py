@@ -31,7 +31,10 @@ class Turn:
     def __enter__(self) -> Turn:
         """Raises NoReplica when every replica is drained, or at its own concurrency."""
         pool = self._pool
-        if all(replica.full or replica.drained for replica in pool.replicas):
+        for replica in pool.replicas:
+            if not (replica.drained or replica.full):
+                break  # nearly always the first
+        else:
             raise self._no_room(NoReplica(f"{pool.name}: every replica is full or drained"))
         pool.held += 1
         return self

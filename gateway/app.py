@@ -70,16 +70,16 @@ class App:
         self._origins = frozenset(gateway.config.cors.origins)
         self._rest = self._everything_else()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """An ASGI application, but for a coroutine of its own around those that serve."""
         endpoint = self._endpoints.get(scope["path"])
         if endpoint is None or scope["method"] != "POST":
-            await self._rest(scope, receive, send)
-            return
+            return self._rest(scope, receive, send)
         head, caller = taken(scope)
         exchange = Exchange(self._gateway, endpoint, head, caller, self._now())
         if self._origins:
             exchange.reply.more_headers = self._cors(head)
-        await exchange.run(receive)
+        return exchange.run(receive)
 
     def _everything_else(self) -> ASGIApp:
         health = self._asgi(self._healthz, logged=False)

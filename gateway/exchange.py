@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from backends.base import Call, Demand
@@ -44,8 +45,7 @@ class Gateway:
     live: set[Exchange] = field(default_factory=set)
 
 
-@dataclass(slots=True)
-class Errand:
+class Errand(Struct):
     """An admitted request on its way.
 
     Mutable state: `route` and `translator`, those of the pool that is asked now; `reached`,

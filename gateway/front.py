@@ -59,8 +59,9 @@ class Front(HttpToolsProtocol):
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), how much of it is
     here (`_head_bytes`) and its `_deadline`; `_fault`, why the request being read is refused;
     `_declining`, whether the parser is told a head again; `_active`, the visit being answered;
-    `_waiting_bytes`, sent ahead of their turn; and `_closing`, how many bytes an ending connection
-    may still send, None while it lives.
+    `_waiting_bytes`, sent ahead of their turn; `_closing`, how many bytes an ending connection
+    may still send, None while it lives; and `_idle_since`, when its last answer was whole, None
+    while something is asked, with the `_idle_timer` that ends it.
     """
 
     door: ClassVar[Door] = Door()
@@ -76,6 +77,8 @@ class Front(HttpToolsProtocol):
         self._active: Visit | None = None
         self._waiting_bytes = 0
         self._closing: int | None = None
+        self._idle_since: float | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     # Connections
 
@@ -99,7 +102,9 @@ class Front(HttpToolsProtocol):
                 visit.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         if active is not None and active.watcher is not None:
             watcher, active.watcher = active.watcher, None
             watcher.gone()
@@ -112,7 +117,7 @@ class Front(HttpToolsProtocol):
             return
         if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
@@ -158,9 +163,23 @@ class Front(HttpToolsProtocol):
         if self._active is not None and self._active.watcher is not None:
             self._active.watcher.resume()
 
-    def timeout_keep_alive_handler(self) -> None:
-        # What the caller has not read by now it will not read.
-        self.transport.abort() if self.flow.write_paused else self.transport.close()
+    def _be_idle(self) -> None:
+        """Wait for the next request. A timer is not stopped and made anew for each: it looks."""
+        now = self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_at(now + self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is None:
+            return  # a request is here: the timer is made again at its end
+        due = self._idle_since + self.timeout_keep_alive
+        if due > self.loop.time():
+            self._idle_timer = self.loop.call_at(due, self._look_if_idle)
+        elif self.flow.write_paused:
+            self.transport.abort()  # what the caller has not read by now it will not read
+        else:
+            self.transport.close()
 
     def shutdown(self) -> None:
         for visit in (self._active, *(visit for visit, _ in self.pipeline)):
@@ -205,19 +224,12 @@ class Front(HttpToolsProtocol):
         head = Head(method.decode("ascii"), path.decode("latin-1"), fields, repeated)
         self.scope = scope = self._scope(head, version, path, query)
         visit = Visit(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=fields.get(b"expect", b"").lower() == b"100-continue",
+            self,
+            scope,
+            self.server_state.default_headers,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            expects_100=b"expect" in fields and fields[b"expect"].lower() == b"100-continue",
         )
-        visit.front = self
         scope["extensions"] = {"fairgate.caller": visit, "fairgate.head": head}  # type: ignore[dict-item]
         self.cycle = visit
         if self._active is None or self._active.response_complete:
@@ -259,8 +271,7 @@ class Front(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         task = self.loop.create_task(cycle.run_asgi(app))
         cycle.task = task  # so that whoever answers can be cancelled without looking for it
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+        self.tasks.add(task)  # until it is over: `Visit.run_asgi`
 
     def on_body(self, body: bytes) -> None:
         visit = self.cycle
@@ -279,14 +290,20 @@ class Front(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        following = self.pipeline[-1][0] if self.pipeline else None
-        assert following is None or isinstance(following, Visit)
+        self.server_state.total_requests += 1
         self._waiting_bytes = 0
-        super().on_response_complete()
-        if following is not None and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            following, app = self.pipeline.pop()
+            assert isinstance(following, Visit)
             self._active = following
+            self._start_asgi_task(following, app)
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
+        else:
+            self._be_idle()
 
     # Deadlines and refusals
 

@@ -29,6 +29,7 @@ from gateway.wire.answer import Translator
 
 #: A plain answer up to this size is edited as a whole; a larger one is relayed as it comes.
 LARGEST_HELD = 1 << 20
+_EVENTS, _JSON = b"text/event-stream", b"application/json"
 _ERROR_LIMIT = 64 * 1024
 _TAIL = 64 * 1024
 
@@ -120,11 +121,15 @@ class Relay:
         if status >= 300:
             self._take = self._take_error
             return
-        media = dict(reversed(headers)).get(b"content-type", b"").lower()  # the first of several
-        wanted = b"text/event-stream" if self._stream else b"application/json"
-        if status != 200 or not media.startswith(wanted):
+        media = b""
+        for name, value in headers:
+            if name == b"content-type":
+                media = value
+                break
+        wanted = _EVENTS if self._stream else _JSON
+        if status != 200 or not (media.startswith(wanted) or media.lower().startswith(wanted)):
             self._take = _ignore
-            self._fail(BadAnswer(f"{status} with {media[:64].decode('latin-1')!r}"))
+            self._fail(BadAnswer(f"{status} with {media[:64].lower().decode('latin-1')!r}"))
         elif self._stream:
             self._framer = self._kind.framer(self._event_limit)
             self._take = self._take_events
@@ -279,8 +284,8 @@ class Relay:
         if self._stream and not self.promised and not self._paused_at:
             # An event may come now and be the last for long: be awake for what is due after it.
             wake = min(wake, now + self._timeouts.heartbeat, now + self._timeouts.stall)
-        # A millisecond: the loop's clock may wake us a little before the time.
-        self._timer = self._loop.call_at(max(wake, now + 0.001), self._tick)
+        soonest = now + 0.001  # the loop's clock may wake us a little before the time
+        self._timer = self._loop.call_at(wake if wake > soonest else soonest, self._tick)
 
     def _next(self, now: float) -> float:
         times = self._timeouts

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from uvicorn._types import HTTPScope
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gateway.errors import GatewayError, InternalError
@@ -15,6 +18,12 @@ from gateway.reply import Lines, Watcher
 class Connection(Protocol):
     """What a visit asks of the connection it happens on."""
 
+    transport: asyncio.Transport
+    flow: FlowControl
+    logger: logging.Logger
+    tasks: set[asyncio.Task[None]]
+
+    def on_response_complete(self) -> None: ...
     def refuse(self, exc: GatewayError) -> None: ...
     def close_after(self, unread: bool) -> None: ...
 
@@ -22,11 +31,38 @@ class Connection(Protocol):
 class Visit(RequestResponseCycle):
     """One request and its answer: uvicorn's cycle, and the `Caller` that `reply.py` writes to."""
 
-    front: Connection
     task: asyncio.Task[None]
-    watcher: Watcher | None = None
-    #: The head of the answer, until its first piece leaves with it.
-    _head: bytes = b""
+
+    def __init__(
+        self,
+        front: Connection,
+        scope: HTTPScope,
+        default_headers: Sequence[tuple[bytes, bytes]],
+        *,
+        keep_alive: bool,
+        expects_100: bool = False,
+    ) -> None:
+        # All that uvicorn's own `__init__` sets and something here or there still reads: made for
+        # every request, it takes no dictionary of arguments.
+        self.front = front
+        self.scope = scope
+        self.transport = front.transport
+        self.flow = front.flow
+        self.logger = front.logger
+        self.default_headers = default_headers  # type: ignore[assignment]
+        self.message_event = asyncio.Event()
+        self.on_response = front.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = expects_100
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = None
+        self.watcher: Watcher | None = None
+        #: The head of the answer, until its first piece leaves with it.
+        self._head = b""
 
     @property
     def gone(self) -> bool:
@@ -108,12 +144,32 @@ class Visit(RequestResponseCycle):
         else:
             self.finish(message.get("body", b""))
 
-    async def send_500_response(self) -> None:
+    async def run_asgi(self, app: Any) -> None:
+        """As uvicorn's, which makes a callback and a message for what is an assignment here."""
         try:
-            self.front.refuse(InternalError())
+            await app(self.scope, self.receive, self.send)
+            if not self.response_complete and not self.disconnected:
+                raise RuntimeError("the application ended without a whole answer")
+        except BaseException as exc:
+            self.logger.error("Exception in ASGI application", exc_info=exc)
+            self._break_off()
+        finally:
+            self.on_response = _nothing  # it refers to the connection
+            self.front.tasks.discard(self.task)
+
+    def _break_off(self) -> None:
+        try:
+            if self.response_started:
+                self.transport.close()
+            else:
+                self.front.refuse(InternalError())
         except BaseException:  # not even that can be said
             self.transport.abort()
             raise
+
+
+def _nothing() -> None:
+    """What an ended visit tells its connection."""
 
 
 def lines_of(fields: Iterable[tuple[bytes, bytes]]) -> Lines:

@@ -50,21 +50,29 @@ class Scales:
         if count == 1:
             return replicas[0]
         burdens = self.burdens(replicas, demand, now)
-        tokens = max(demand.tokens, 1)
-        self._turn = start = (self._turn + 1) % count
-        best, least = start, (3, 0.0)
-        for at in (*range(start, count), *range(start)):
+        tokens = demand.tokens or 1
+        self._turn = at = (self._turn + 1) % count
+        best, calmest, least = replicas[at], 3, 0.0
+        for _ in range(count):
             replica = replicas[at]
-            score = (pressed(replica, now), (burdens[at] + tokens) / replica.share(now))
-            if score < least:
-                best, least = at, score
-        return replicas[best]
+            pressure = pressed(replica, now) if replica.load or replica.busy else 0
+            score = (burdens[at] + tokens) / replica.share(now)
+            if pressure < calmest or (pressure == calmest and score < least):
+                best, calmest, least = replica, pressure, score
+            at = at + 1 if at + 1 < count else 0
+        return best
 
     def burdens(self, replicas: Sequence[Replica], demand: Demand, now: float) -> list[float]:
         """The tokens each has to do, for all who sent to it."""
-        burdens: list[float] = [replica.work for replica in replicas]
-        others = [self._sent_by_others(replica, now) for replica in replicas]
-        if any(others):
+        burdens: list[float] = []
+        sent_by_others = 0
+        others: list[int] = []
+        for replica in replicas:
+            burdens.append(replica.work)
+            more = self._sent_by_others(replica, now) if replica.load else 0
+            others.append(more)
+            sent_by_others += more
+        if sent_by_others:
             known = sum(replica.in_flight + replica.elsewhere[0] for replica in replicas)
             usual = sum(burdens) / known if known else max(demand.tokens, 1)
             burdens = [own + more * usual for own, more in zip(burdens, others, strict=True)]

@@ -20,6 +20,22 @@ _MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 _object = msgspec.json.Decoder(dict[str, Raw])
+
+
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: Raw = Raw(b"")
+
+
+class Answer(msgspec.Struct):
+    """What is looked at of a plain answer, raw values empty where they are not there."""
+
+    model: Raw = Raw(b"")
+    usage: Raw = Raw(b"")
+    input_tokens: Raw = Raw(b"")
+    choices: list[_Choice] | None = None
+
+
+_answer = msgspec.json.Decoder(Answer)
 #: Of a request that is charged nothing.
 UNMEASURED = Size()
 
@@ -72,16 +88,13 @@ class Translator:
         that the engine gave up on it.
         """
         try:
-            document = _object.decode(body)
+            answer = _answer.decode(body)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise BadAnswer(f"a plain answer that is not a JSON object: {exc}") from None
-        if "model" in document:
-            document["model"] = Raw(self._named.partition(b":")[2])
-        usage = document.get("usage")
-        if usage is not None:
-            self._note_usage(usage)
-        self._note_answer(document)
-        return msgspec.json.encode(document)
+        if answer.usage:
+            self._note_usage(answer.usage)
+        self._note_answer(answer, body)
+        return self._renamed(body, answer.model) if answer.model else body
 
     def opening(self, head: bytes) -> bytes:
         """The beginning of a plain answer that is too large to be held."""
@@ -108,11 +121,21 @@ class Translator:
         alike = events.count(prefix, 0, stop) == events.count(b"\n\n", 0, stop)
         return stop if alike else 0
 
-    def _note_answer(self, document: dict[str, Raw]) -> None:
-        """Look for what a dialect tells outside `usage`."""
+    def _note_answer(self, answer: Answer, body: bytes) -> None:
+        """Look for what a dialect tells outside `usage`. Raises StreamFailed."""
 
     def _note_usage(self, usage: Raw) -> None:
         raise AssertionError("a dialect has its own")
+
+    def _renamed(self, body: bytes, model: Raw) -> bytes:
+        """A plain answer with the caller's name in place of `model`, its own."""
+        sent = b'"model":%b' % bytes(model)
+        at = body.find(sent)
+        if at > 0 and body.find(b"{", 1, at) < 0 and body.find(b"[", 1, at) < 0:
+            return b"%b%b%b" % (body[:at], self._named, body[at + len(sent) :])
+        document = _object.decode(body)  # it comes later, or is written in another way
+        document["model"] = Raw(self._named.partition(b":")[2])
+        return msgspec.json.encode(document)
 
     def _rename(self, events: bytes) -> bytes:
         """The caller's name for the model in place of the server's."""

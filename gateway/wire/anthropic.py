@@ -17,7 +17,7 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import Translator, single
+from gateway.wire.answer import Answer, Translator, single
 
 #: With data: an event without any makes clients read an empty document.
 HEARTBEAT = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -98,9 +98,9 @@ class AnthropicTranslator(Translator):
             # `message_start` knows the prompt only; the rest comes with `message_delta`.
             self.usage.exact = document.get("type") == "message_delta"
 
-    def _note_answer(self, document: dict[str, Raw]) -> None:
-        if "input_tokens" in document:  # count_tokens
-            self._note_usage(msgspec.Raw(msgspec.json.encode(document)))
+    def _note_answer(self, answer: Answer, body: bytes) -> None:
+        if answer.input_tokens:  # count_tokens
+            self._note_usage(Raw(body))
 
     def _note_usage(self, usage: Raw) -> None:
         try:

@@ -101,13 +101,16 @@ def schema(name: str, value: Raw, allowed: Caps) -> None:
 
 
 def messages(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
+    count = media.messages_without(value)
+    if count is not None and count <= allowed.messages:
+        return None
     items = decode(name, value, LIST) or []
     _at_most(name, len(items), allowed.messages, "messages")
-    return media.check(name, value, allowed) if any(map(media.possible_in, items)) else None
+    return media.check(name, value, allowed)
 
 
 def system(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
-    if media.possible_in_content(value):
+    if media.possible_in(value):
         return media.check_content(name, value, allowed)
     return None
 

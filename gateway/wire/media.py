@@ -39,7 +39,7 @@ _PLAIN_KEYS = frozenset(
 _PLAIN_TYPES = frozenset({b'"text"', b'"tool_use"', b'"tool_result"', b'"thinking"'})
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: Raw = Raw(b"null")
 
 
@@ -60,25 +60,32 @@ VIDEO_TOKENS = 6_272
 #: Sound is heard as 25 tokens a second (Qwen2-Audio), of 16,000 bytes each at 128 kbit/s.
 AUDIO_BYTES_PER_TOKEN = 640
 
-_message = msgspec.json.Decoder(_Message)
+_messages = msgspec.json.Decoder(list[_Message] | None)
 _content = msgspec.json.Decoder(list[dict[str, Raw]])
 _anything = msgspec.json.Decoder()
 
 
-def possible_in(message: Raw) -> bool:
-    """Whether a message may hold media: nearly none does, and this is cheap to see."""
+def messages_without(value: Raw) -> int | None:
+    """How many messages there are, where none of them can hold media: nearly none does, and this
+    is cheap to see. None where they need a closer look.
+    """
     try:
-        return possible_in_content(_message.decode(message).content)
-    except msgspec.DecodeError:
-        return True
+        messages = _messages.decode(value) or ()
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    for message in messages:
+        if possible_in(message.content):
+            return None
+    return len(messages)
 
 
-def possible_in_content(content: Raw) -> bool:
-    if bytes(memoryview(content)[:1]) not in (b"[", b"{"):
+def possible_in(content: Raw) -> bool:
+    """Whether what a message says may hold media."""
+    if memoryview(content)[0] not in b"[{":
         return False
     try:
         parts = _content.decode(content)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return True
     return any(
         not part.keys() <= _PLAIN_KEYS or bytes(part.get("type", b"")) not in _PLAIN_TYPES

@@ -13,7 +13,7 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Ask, Size, Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import UNMEASURED, Translator, single
+from gateway.wire.answer import UNMEASURED, Answer, Translator, single
 
 #: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
 HEARTBEAT = b": ping\n\n"
@@ -23,6 +23,7 @@ HEARTBEAT = b": ping\n\n"
 _PREFIX = re.compile(rb'data: \{[^{}\[\]]{0,1024}"model"[^{}\[\]]{0,1024}"choices":\[\{')
 _GOING_ON = b'"finish_reason":null'
 _DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
+_ABORT, _ABORTED = Raw(b'"abort"'), "the engine aborted the request"
 _USAGE_GIVEN = re.compile(rb'"usage"\s*:\s*\{')
 
 
@@ -120,12 +121,10 @@ class OpenAITranslator(Translator):
         self._note_usage(Raw(orjson.dumps(usage)))
         return self._ask.wants_usage or bool(document.get("choices"))
 
-    def _note_answer(self, document: dict[str, Raw]) -> None:
-        choices = document.get("choices", Raw(b"null"))
-        if b'"abort"' in memoryview(choices).tobytes():
-            failure = _failure({"choices": orjson.loads(memoryview(choices))})
-            if failure is not None:
-                raise failure
+    def _note_answer(self, answer: Answer, body: bytes) -> None:
+        for choice in answer.choices or ():
+            if choice.finish_reason == _ABORT:
+                raise StreamFailed(_ABORTED)
 
     def _note_usage(self, usage: Raw) -> None:
         try:
@@ -171,7 +170,7 @@ def _failure(document: dict[str, Any]) -> StreamFailed | None:
         return StreamFailed(str(message) if about_request else "error frame", status)
     for choice in document.get("choices") or ():
         if isinstance(choice, dict) and choice.get("finish_reason") == "abort":
-            return StreamFailed("the engine aborted the request")
+            return StreamFailed(_ABORTED)
     return None
 
 

@@ -13,7 +13,7 @@ import uvloop
 from tests.fakes.client import Client, head, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, Serving, configured, serving, until
-from tests.fakes.script import Wait, stream
+from tests.fakes.script import Sleep, Wait, stream
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
@@ -67,6 +67,26 @@ async def test_half_a_head_is_a_408_and_a_silent_connection_just_ends() -> None:
             assert await refusal(half) == (408, "request_timeout")
             assert await mute.read_until_close() == b""
             assert mute.ended == "fin"
+
+
+async def test_a_connection_ends_once_it_is_idle_for_its_time_and_never_before() -> None:
+    times = "{keep_alive: 400ms, lame_duck: 0, drain: 1s}"
+    loop = asyncio.get_running_loop()
+    async with door(timers=times) as (gateway, engine), await Client.open(gateway.port) as client:
+        for _ in range(4):
+            await client.send(GOOD)
+            await served(client)
+            await asyncio.sleep(0.2)
+        words = [b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b"data: [DONE]\n\n"]
+        engine.script = [*stream(words[:1], end=False), Sleep(0.9), *stream(words[1:])[1:]]
+        asked = BODY[:-1] + b',"stream":true}'
+        await client.send(head("POST", CHAT, HEADERS, asked) + asked)
+        await client.read_head()
+        assert b"[DONE]" in await client.read_body()
+        began = loop.time()
+        assert await client.read_until_close() == b""
+        assert client.ended == "fin"
+        assert 0.3 < loop.time() - began < 3
 
 
 async def test_a_head_that_drips_is_a_408_too() -> None:

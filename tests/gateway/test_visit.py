@@ -6,7 +6,10 @@ import asyncio
 import logging
 from typing import Any, cast
 
-from gateway.errors import GatewayError
+import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from gateway.errors import GatewayError, InternalError
 from gateway.visit import Visit, lines_of
 
 
@@ -16,7 +19,10 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
-        self.aborted = False
+        self.aborted = self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def write(self, data: Any) -> None:
         self.writes.append(bytes(data))
@@ -28,9 +34,16 @@ class Wire(asyncio.Transport):
 class Front:
     """The connection a visit happens on."""
 
+    logger = logging.getLogger()
+
     def __init__(self) -> None:
+        self.transport: asyncio.Transport = Wire()
+        self.flow = FlowControl(self.transport)
+        self.tasks: set[asyncio.Task[None]] = set()
         self.refused: list[GatewayError] = []
         self.closed: list[bool] = []
+
+    def on_response_complete(self) -> None: ...
 
     def refuse(self, exc: GatewayError) -> None:
         self.refused.append(exc)
@@ -42,21 +55,11 @@ class Front:
 def visit(
     method: str = "POST", version: str = "1.1", *, keep_alive: bool = True, unread: bool = False
 ) -> tuple[Visit, Wire, Front]:
-    wire, front = Wire(), Front()
-    made = Visit(
-        scope=cast(Any, {"method": method, "http_version": version}),
-        transport=wire,
-        flow=cast(Any, None),
-        logger=logging.getLogger(),
-        access_logger=logging.getLogger(),
-        access_log=False,
-        default_headers=[(b"date", b"now")],
-        message_event=asyncio.Event(),
-        expect_100_continue=False,
-        keep_alive=keep_alive,
-        on_response=lambda: None,
-    )
-    made.front = front
+    front = Front()
+    wire = front.transport
+    assert isinstance(wire, Wire)
+    scope = cast(Any, {"method": method, "http_version": version})
+    made = Visit(front, scope, [(b"date", b"now")], keep_alive=keep_alive)
     made.more_body = unread
     return made, wire, front
 
@@ -129,6 +132,50 @@ async def test_a_cut_answer_ends_the_connection_at_once() -> None:
     made.finish()
     assert wire.aborted
     assert len(wire.writes) == 1, "no end is invented"
+
+
+async def run(made: Visit, front: Front, app: Any) -> None:
+    made.task = asyncio.get_running_loop().create_task(made.run_asgi(app))
+    front.tasks.add(made.task)
+    await made.task
+    assert not front.tasks
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_application_that_does_not_answer_is_a_fault_of_ours(
+    begun: bool, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, wire, front = visit()
+
+    async def app(*_: Any) -> None:
+        if begun:
+            made.begin(200, b"", 10)
+        if fails:
+            raise ValueError
+
+    await run(made, front, app)
+    assert [type(exc) for exc in front.refused] == ([] if begun else [InternalError])
+    assert wire.closed is begun
+    assert "Exception in ASGI application" in caplog.text
+
+
+async def test_an_application_that_answered_is_done_with_as_is_one_nobody_hears() -> None:
+    made, wire, front = visit()
+
+    async def answers(*_: Any) -> None:
+        made.begin(200, b"", 2)
+        made.finish(b"ok")
+
+    await run(made, front, answers)
+    made, wire, front = visit()
+    made.disconnected = True
+
+    async def leaves(*_: Any) -> None: ...
+
+    await run(made, front, leaves)
+    assert not front.refused
+    assert not wire.closed
 
 
 async def test_what_starlette_answers_takes_the_same_way() -> None:
