@@ -16,6 +16,7 @@ from backends.turn import Turn
 from gateway import accept, passing
 from gateway.account import Account
 from gateway.admit import Admission, Permit
+from gateway.alarms import Alarms
 from gateway.authenticate import Keys, authenticate
 from gateway.endpoints.base import Endpoint
 from gateway.errors import ClientGone, GatewayError, InternalError, InvalidRequest, from_backend
@@ -42,6 +43,7 @@ class Gateway:
     salts: Salts
     #: The largest body any model or team may be sent, in bytes.
     largest_body: int
+    alarms: Alarms = field(default_factory=Alarms)
     live: set[Exchange] = field(default_factory=set)
 
 
@@ -196,7 +198,8 @@ class Exchange:
             again=passing.again(head),
         )
         deadline = passing.deadline(head, record.began, route.timeouts, ask.stream)
-        relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone)
+        alarms = self._gateway.alarms
+        relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone, alarms)
         self._caller.watcher = relay
         try:
             with Turn(route.pool, self._demand(errand)) as turn:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backends.connection import tune
 from gateway import passing
+from gateway.alarms import Alarm
 from gateway.endpoints.base import speech
 from gateway.errors import (
     GatewayError,
@@ -60,8 +61,7 @@ class Front(HttpToolsProtocol):
     here (`_head_bytes`) and its `_deadline`; `_fault`, why the request being read is refused;
     `_declining`, whether the parser is told a head again; `_active`, the visit being answered;
     `_waiting_bytes`, sent ahead of their turn; `_closing`, how many bytes an ending connection
-    may still send, None while it lives; and `_idle_since`, when its last answer was whole, None
-    while something is asked, with the `_idle_timer` that ends it.
+    may still send, None while it lives; and `_idle`, the alarm that is set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -77,8 +77,7 @@ class Front(HttpToolsProtocol):
         self._active: Visit | None = None
         self._waiting_bytes = 0
         self._closing: int | None = None
-        self._idle_since: float | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle = Alarm(self.loop)
 
     # Connections
 
@@ -102,9 +101,7 @@ class Front(HttpToolsProtocol):
                 visit.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+        self._idle.end()
         if active is not None and active.watcher is not None:
             watcher, active.watcher = active.watcher, None
             watcher.gone()
@@ -117,7 +114,7 @@ class Front(HttpToolsProtocol):
             return
         if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
             return
-        self._idle_since = None
+        self._idle.stop()
         self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
@@ -163,23 +160,9 @@ class Front(HttpToolsProtocol):
         if self._active is not None and self._active.watcher is not None:
             self._active.watcher.resume()
 
-    def _be_idle(self) -> None:
-        """Wait for the next request. A timer is not stopped and made anew for each: it looks."""
-        now = self._idle_since = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_at(now + self.timeout_keep_alive, self._look_if_idle)
-
-    def _look_if_idle(self) -> None:
-        self._idle_timer = None
-        if self._idle_since is None:
-            return  # a request is here: the timer is made again at its end
-        due = self._idle_since + self.timeout_keep_alive
-        if due > self.loop.time():
-            self._idle_timer = self.loop.call_at(due, self._look_if_idle)
-        elif self.flow.write_paused:
-            self.transport.abort()  # what the caller has not read by now it will not read
-        else:
-            self.transport.close()
+    def _idle_too_long(self) -> None:
+        # What the caller has not read by now it will not read.
+        self.transport.abort() if self.flow.write_paused else self.transport.close()
 
     def shutdown(self) -> None:
         for visit in (self._active, *(visit for visit, _ in self.pipeline)):
@@ -303,7 +286,7 @@ class Front(HttpToolsProtocol):
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
         else:
-            self._be_idle()
+            self._idle.set(self.loop.time() + self.timeout_keep_alive, self._idle_too_long)
 
     # Deadlines and refusals
 

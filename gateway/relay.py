@@ -23,6 +23,7 @@ from backends.errors import (
     UpstreamTimeout,
 )
 from backends.framing import Framer
+from gateway.alarms import Alarms
 from gateway.reply import Reply, State
 from gateway.route import Route
 from gateway.wire.answer import Translator
@@ -49,7 +50,7 @@ class Relay:
     have had the request, in any attempt; the attempt's flight, framer and what is held of its
     answer; `_began`, `heard` and `_spoke`, when it began, when the engine and when we last said
     something;
-    `_paused_at`, since when the caller does not read; `_timer`, the one timer of the request.
+    `_paused_at`, since when the caller does not read; `_alarm`, the one timer of the request.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Relay:
         stream: bool,
         deadline: float,
         leave: Callable[[], None],
+        alarms: Alarms,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._reply = reply
@@ -72,7 +74,8 @@ class Relay:
         self._leave = leave
         self._deadline = deadline
         self._accepted = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarms = alarms
+        self._alarm = alarms.take(self._loop)
         self._paused_at = 0.0
         self._spoke = 0.0
         self.first_event = 0.0
@@ -91,7 +94,7 @@ class Relay:
 
     def close(self) -> None:
         """Let go of everything, of itself too: what refers to itself waits for the collector."""
-        self._stop_timer()
+        self._alarms.give(self._alarm)
         self._take = _ignore
         self._flight = None
 
@@ -109,7 +112,7 @@ class Relay:
         self._size = 0
         self._status = 0
         self._began = self.heard = self._loop.time()
-        if self._timer is None:
+        if not self._alarm.is_set:
             self._arm(self.heard)
 
     def sent(self) -> None:
@@ -164,7 +167,6 @@ class Relay:
         self._paused_at = self._loop.time()
         if self._flight is not None:
             self._flight.pause()
-            self._stop_timer()
             self._arm(self._paused_at)
 
     def resume(self) -> None:
@@ -172,7 +174,6 @@ class Relay:
         self.heard = self._loop.time()
         if self._flight is not None:
             self._flight.resume()
-            self._stop_timer()  # what is due now comes sooner than what the pause waited for
             self._arm(self.heard)
 
     # What an answer's pieces are taken for
@@ -272,20 +273,15 @@ class Relay:
         assert self._flight is not None
         self._flight.fail(exc)
 
-    # The one timer: it looks what is due, and sleeps until something may be.
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    # The one alarm: when it rings something may be due, and it is set for what may be next.
 
     def _arm(self, now: float) -> None:
         wake = self._next(now)
         if self._stream and not self.promised and not self._paused_at:
             # An event may come now and be the last for long: be awake for what is due after it.
             wake = min(wake, now + self._timeouts.heartbeat, now + self._timeouts.stall)
-        soonest = now + 0.001  # the loop's clock may wake us a little before the time
-        self._timer = self._loop.call_at(wake if wake > soonest else soonest, self._tick)
+        soonest = now + 0.001  # what is due by a rounding only, at once again, would be for ever
+        self._alarm.set(wake if wake > soonest else soonest, self._tick)
 
     def _next(self, now: float) -> float:
         times = self._timeouts
@@ -304,12 +300,11 @@ class Relay:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        self._timer = None
         if self._flight is None:
             return
         if now >= self._next(now):
             self._due(now, self._flight)
-        if self._timer is None:
+        if not self._alarm.is_set:
             self._arm(now)
 
     def _due(self, now: float, flight: Flight) -> None:

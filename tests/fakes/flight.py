@@ -11,6 +11,7 @@ import pytest
 
 from backends.base import Origin, Replica
 from backends.errors import BackendError
+from gateway.alarms import Alarms
 from gateway.endpoints.base import OPENAI
 from gateway.errors import from_backend
 from gateway.relay import Relay
@@ -47,7 +48,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.calls = 0
+        self.calls = self.made = 0
         self._order = count()
         self._due: list[tuple[float, int, Timer]] = []
 
@@ -56,6 +57,7 @@ class Clock:
 
     def call_at(self, when: float, call: Callable[[], None]) -> Timer:
         timer = Timer(call)
+        self.made += 1
         heapq.heappush(self._due, (when, next(self._order), timer))
         return timer
 
@@ -106,6 +108,7 @@ class Stage:
         self.reply = Reply(self.caller, speech, "req_1")
         self.left = 0
         self.translator = translator
+        self.alarms = Alarms()
         self.relay = Relay(
             self.reply,
             translator,
@@ -113,6 +116,7 @@ class Stage:
             stream,
             clock.now + DEADLINE,
             self._leave,
+            self.alarms,
         )
         self.flight = Flight(self.relay)
 

@@ -1,5 +1,7 @@
 """The relay in time: early status, heartbeats, stalls, slow callers; the test moves the clock."""
 
+import asyncio
+
 import orjson
 import pytest
 
@@ -245,15 +247,18 @@ def test_a_resume_before_the_first_attempt_changes_nothing(stream: Stage) -> Non
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_no_timer_outlives_the_request(stream: Stage, clock: Clock, begun: bool) -> None:
+def test_no_alarm_outlives_the_request(stream: Stage, clock: Clock, begun: bool) -> None:
     if begun:
         stream.fly()
         stream.data(words("a") + DONE)
         stream.end()
+    alarm = stream.relay._alarm
     stream.relay.close()
-    assert clock.armed == 0
+    assert not alarm.is_set
+    assert stream.alarms.take(asyncio.get_running_loop()) is alarm, "the next one has its timer"
     clock.wait(1000)
     assert stream.failed() is None
+    assert clock.armed == 0
 
 
 def test_only_one_timer_runs_at_a_time(stream: Stage, clock: Clock) -> None:

@@ -1,0 +1,79 @@
+"""Timers that are set and stopped for every request, and hardly ever ring.
+
+To make a timer of the event loop costs as much as a hundred lines of code, to end it as much
+again. So an alarm that is stopped leaves its timer where it is: whoever sets it next mostly wants
+to be called later than that, and when the timer comes it looks whether it is time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Alarm:
+    """Calls one function at one time. Mutable state: these, None while it is not set; the timer
+    and when that comes, never after the time that is set.
+    """
+
+    __slots__ = ("_at", "_call", "_loop", "_timer", "_timer_at")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._call: Callable[[], None] | None = None
+        self._at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    @property
+    def is_set(self) -> bool:
+        return self._call is not None
+
+    def set(self, at: float, call: Callable[[], None]) -> None:
+        """Call it once, at a time of the event loop's clock, and nothing that was set before."""
+        self._at = at
+        self._call = call
+        if self._timer is None:
+            self._start()
+        elif at < self._timer_at:
+            self._timer.cancel()
+            self._start()
+
+    def stop(self) -> None:
+        self._call = None
+
+    def end(self) -> None:
+        """Stop it for good, its timer too."""
+        self._call = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self) -> None:
+        self._timer_at = self._at
+        self._timer = self._loop.call_at(self._at, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        call = self._call
+        if call is None:
+            return
+        if self._at > self._loop.time():
+            self._start()
+            return
+        self._call = None
+        call()
+
+
+class Alarms:
+    """Those of one process. Mutable state: the ones nobody has, with timers that still run."""
+
+    def __init__(self) -> None:
+        self._free: list[Alarm] = []
+
+    def take(self, loop: asyncio.AbstractEventLoop) -> Alarm:
+        return self._free.pop() if self._free else Alarm(loop)
+
+    def give(self, alarm: Alarm) -> None:
+        alarm.stop()
+        self._free.append(alarm)
