@@ -24,7 +24,7 @@ from gateway.endpoints.base import ANTHROPIC, Endpoint, Spoken, speech
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.exchange import Exchange, Gateway
 from gateway.reply import Caller, Reply
-from gateway.terms import Head, Record
+from gateway.terms import Head, Record, Usage
 
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, "
@@ -111,7 +111,8 @@ class App:
 
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             head, caller = taken(scope)
-            record = Record(passing.request_id(), "other", self._now())
+            began = self._now()
+            record = Record(request_id=passing.request_id(), endpoint="other")
             if head.path.startswith(models.PATH):
                 record.endpoint = models.PATH
             reply = Reply(caller, speech_for(head), record.request_id)
@@ -126,7 +127,7 @@ class App:
                 self._gateway.account.fault(record, exc)
                 reply.refuse(InternalError())
             if logged:
-                self._gateway.account.close(record, reply)
+                self._gateway.account.close(record, reply, began)
 
         # A class instance, since Starlette takes a function for one that returns a response.
         return _Asgi(run)
@@ -142,7 +143,7 @@ class App:
         principal = await authenticate(head, gateway.keys, time.time())
         record.key, record.team = principal.key, principal.team
         permit = await gateway.admission.count(record.request_id, principal)
-        permit.settle(record.usage, 0)
+        permit.settle(Usage(), 0)
         reply.more_headers += speech_for(head).limit_lines(permit.standings) + permit.headers
         found = models.answer(head, gateway.routes, principal, self._state.started)
         reply.whole(orjson.dumps(found))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from gateway.terms import Size, Usage
@@ -55,12 +55,13 @@ class _Outputs:
     high: int = _UNSEEN_OUTPUT
 
     def add(self, tokens: int) -> None:
-        if len(self.ring) < _RING:
+        seen = self.seen
+        if seen < _RING:
             self.ring.append(tokens)
         else:
-            self.ring[self.seen % _RING] = tokens
-        self.seen += 1
-        if self.seen == _LEAST_SAMPLES or (self.seen > _LEAST_SAMPLES and self.seen % _EVERY == 0):
+            self.ring[seen % _RING] = tokens
+        self.seen = seen = seen + 1
+        if seen == _LEAST_SAMPLES or (seen % _EVERY == 0 and seen > _LEAST_SAMPLES):
             ordered = sorted(self.ring)
             self.high = max(_LEAST_OUTPUT, ordered[(len(ordered) * 9 - 1) // 10])
 
@@ -74,12 +75,12 @@ class Estimates:
 
     def __init__(self, pairs: int = PAIRS) -> None:
         self._pairs = pairs
-        self._models: dict[str, _Model] = {}
+        self._models: defaultdict[str, _Model] = defaultdict(_Model)
         self._outputs: OrderedDict[tuple[str, str], _Outputs] = OrderedDict()
 
     def prompt(self, model: str, size: Size) -> int:
         """Prompt tokens, at least 1: a request with nothing in it is no way past a limit."""
-        per_token = self._model(model).bytes_per_token
+        per_token = self._models[model].bytes_per_token
         return math.ceil(size.text_bytes / per_token) + size.tokens or 1
 
     def output(self, key: str, model: str, size: Size) -> int:
@@ -96,15 +97,15 @@ class Estimates:
         """Take in what the engine said of a whole answer; `events` is 0 where it was no stream."""
         if not usage.exact or usage.prompt <= 0:
             return
-        of_model = self._model(model)
-        rest = usage.prompt - size.tokens
+        of_model = self._models[model]
         if size.text_bytes >= _LEAST_TEXT and size.tokens * _KNOWN_SHARE <= usage.prompt:
-            of_model.bytes_per_token = _moved(
-                of_model.bytes_per_token, size.text_bytes / rest, _BYTES_BOUNDS
-            )
-        if size.output_limit == 0 or usage.completion < 0:
+            per_token = size.text_bytes / (usage.prompt - size.tokens)
+            of_model.bytes_per_token = _moved(of_model.bytes_per_token, per_token, _BYTES_BOUNDS)
+        completion = usage.completion
+        if size.output_limit == 0 or completion < 0:
             return
-        completion = min(usage.completion, _MOST_TOKENS)
+        if completion > _MOST_TOKENS:
+            completion = _MOST_TOKENS
         if events > 0:
             of_model.tokens_per_event = _moved(
                 of_model.tokens_per_event, completion / events, _TOKENS_PER_EVENT_BOUNDS
@@ -117,37 +118,40 @@ class Estimates:
         """
         if usage.exact:
             return usage
-        completion = round(events * self._model(model).tokens_per_event)
+        completion = round(events * self._models[model].tokens_per_event)
         if size.output_limit is not None:
             completion = min(completion, size.output_limit * size.answers)
         return Usage(usage.prompt or self.prompt(model, size), usage.cached, completion)
 
-    def _model(self, name: str) -> _Model:
-        found = self._models.get(name)
-        if found is None:
-            found = self._models[name] = _Model()
-        return found
-
     def _outputs_of(self, key: str, model: str) -> _Outputs:
-        outputs = self._outputs.get((key, model))
+        pair = key, model
+        outputs = self._outputs.get(pair)
         if outputs is None:
-            outputs = self._outputs[key, model] = _Outputs()
+            outputs = self._outputs[pair] = _Outputs()
             if len(self._outputs) > self._pairs:
                 self._outputs.popitem(last=False)
         else:
-            self._outputs.move_to_end((key, model))
+            self._outputs.move_to_end(pair)
         return outputs
 
 
 def weighed(usage: Usage, cached_weight: float) -> int:
     """The tokens that are charged; those of the prompt found in the cache count `cached_weight`."""
-    cached = min(usage.cached, usage.prompt)
-    # Rounded up, but not for the error of a product like 100 x 0.07.
-    tokens = usage.prompt - cached + math.ceil(cached * cached_weight - 1e-9) + usage.completion
+    cached = usage.cached if usage.cached < usage.prompt else usage.prompt
+    tokens = usage.prompt + usage.completion
+    if cached:
+        # Rounded up, but not for the error of a product like 100 x 0.07.
+        tokens += math.ceil(cached * cached_weight - 1e-9) - cached
     # An engine's nonsense must not be more than a store can count, nor give tokens back.
-    return min(max(0, tokens), _MOST_TOKENS)
+    if tokens < 0:
+        return 0
+    return tokens if tokens < _MOST_TOKENS else _MOST_TOKENS
 
 
 def _moved(average: float, sample: float, bounds: tuple[float, float]) -> float:
     least, most = bounds
-    return average + _WEIGHT * (min(max(sample, least), most) - average)
+    if sample < least:
+        sample = least
+    elif sample > most:
+        sample = most
+    return average + _WEIGHT * (sample - average)

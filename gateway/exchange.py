@@ -25,7 +25,7 @@ from gateway.reply import Caller, Reply, State
 from gateway.route import Route, Routes
 from gateway.salts import Salts
 from gateway.settings import Config
-from gateway.terms import Ask, Head, Principal, Record, Usage
+from gateway.terms import Ask, Head, Principal, Record, Usage, milliseconds
 from gateway.wire.answer import Translator
 from gateway.wire.prefix import affinity
 
@@ -73,12 +73,13 @@ class Exchange:
         self, gateway: Gateway, endpoint: Endpoint, head: Head, caller: Caller, began: float
     ) -> None:
         request_id = passing.request_id()
-        self.record = Record(request_id, endpoint.path, began)
+        self.record = Record(request_id=request_id, endpoint=endpoint.path)
         self.reply = Reply(caller, endpoint, request_id)
         self._gateway = gateway
         self._endpoint = endpoint
         self._head = head
         self._caller = caller
+        self._began = began
         self._ending: GatewayError | None = None
 
     async def run(self, receive: accept.Receive) -> None:
@@ -104,7 +105,7 @@ class Exchange:
         finally:
             self._caller.watcher = None
             self._gateway.live.discard(self)
-            self._gateway.account.close(self.record, self.reply)
+            self._gateway.account.close(self.record, self.reply, self._began)
 
     async def _steps(self, receive: accept.Receive) -> None:
         gateway, endpoint, head, record = self._gateway, self._endpoint, self._head, self.record
@@ -140,7 +141,7 @@ class Exchange:
                 translator.size,
                 tokens=endpoint.charges_tokens,
             )
-            record.admitted = time.monotonic()
+            record.admit_ms = milliseconds(time.monotonic() - self._began)
             self.reply.more_headers += endpoint.limit_lines(permit.standings) + permit.headers
             errand = Errand(principal, ask, body, permit.demand, route, translator)
             try:
@@ -150,8 +151,8 @@ class Exchange:
                 if failure is not None:
                     self._not_served(permit, errand, failure)
                 translator = errand.translator
-                record.usage = permit.settle(translator.usage, translator.events)
-                record.dropped_fields = translator.dropped
+                record.used(permit.settle(translator.usage, translator.events))
+                gateway.account.metrics.unknown_fields += translator.dropped
 
     def _translator(self, principal: Principal, ask: Ask, body: bytes, route: Route) -> Translator:
         """The request as it may go to the route's pool. Raises InvalidRequest."""
@@ -197,7 +198,7 @@ class Exchange:
             headers=passing.trace(head, record),
             again=passing.again(head),
         )
-        deadline = passing.deadline(head, record.began, route.timeouts, ask.stream)
+        deadline = passing.deadline(head, self._began, route.timeouts, ask.stream)
         alarms = self._gateway.alarms
         relay = Relay(self.reply, translator, route, ask.stream, deadline, self.gone, alarms)
         self._caller.watcher = relay
@@ -210,7 +211,8 @@ class Exchange:
                     relay.close()
                     errand.reached = errand.reached or relay.reached
                     record.attempts += turn.attempts
-                    record.first_event = relay.first_event
+                    if relay.first_event:
+                        record.first_event_ms = milliseconds(relay.first_event - self._began)
                     record.replica = turn.replica.url if turn.replica else ""
         except (ConnectFailed, NoReplica) as exc:
             if relay.reached or self.reply.state is not State.NONE:
@@ -228,7 +230,7 @@ class Exchange:
     def _not_served(self, permit: Permit, errand: Errand, exc: BaseException) -> None:
         """What a request costs of whose answer the caller saw nothing, by whose doing that was."""
         # What opens a stream of messages is no token yet; of a plain answer no events are counted.
-        if self.record.first_event and (errand.translator.events or not self.record.stream):
+        if self.record.first_event_ms and (errand.translator.events or not self.record.stream):
             return
         if isinstance(exc, BackendError):
             exc = from_backend(exc)

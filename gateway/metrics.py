@@ -49,6 +49,22 @@ class Histogram:
         self.sum += seconds
 
 
+class Tally:
+    """What was counted of requests alike in every label. Mutable state: all of it; the histograms
+    are those of its endpoint, model and pool, which it shares.
+    """
+
+    __slots__ = ("cached", "completion", "first_event", "prompt", "requests", "seconds")
+
+    def __init__(self, seconds: Histogram, first_event: Histogram) -> None:
+        self.requests = 0
+        self.prompt = 0
+        self.cached = 0
+        self.completion = 0
+        self.seconds = seconds
+        self.first_event = first_event
+
+
 class Names(dict[str, str]):
     """The values a label may have, each by itself, and `other` by any other name."""
 
@@ -74,10 +90,11 @@ class Metrics:
         self._gauges = gauges
         self.models = Names()
         self.teams = Names()
-        self.requests: Counter[tuple[str, str, str, str, int]] = Counter()
+        #: By endpoint, model, pool, team and status.
+        self.tallies: dict[tuple[str, str, str, str, int], Tally] = {}
+        # By endpoint, model and pool.
         self.seconds: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
         self.first_event: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
-        self.tokens: Counter[tuple[str, str, str, str]] = Counter()
         self.retries: Counter[tuple[str, str]] = Counter()
         self.stream_failures: Counter[tuple[str, str]] = Counter()
         self.limited: Counter[tuple[str, str]] = Counter()
@@ -89,27 +106,36 @@ class Metrics:
         self.limits_decided_here = 0
         self.limits_settlements_dropped = 0
 
-    def close(self, record: Record, seconds: float) -> None:
-        """Count one finished request that took `seconds`."""
-        model = self.models[record.model] if record.model else OTHER
-        pool = self.models[record.pool] if record.pool else OTHER
-        team = self.teams[record.team] if record.team else OTHER
-        endpoint = record.endpoint
-        self.requests[endpoint, model, pool, team, record.status] += 1
-        self.seconds[endpoint, model, pool].observe(seconds)
-        if record.first_event:
-            self.first_event[endpoint, model, pool].observe(record.first_event - record.began)
-        usage = record.usage
-        if usage.prompt:
-            self.tokens[model, pool, team, "prompt"] += usage.prompt
-            self.tokens[model, pool, team, "cached"] += usage.cached
-        if usage.completion:
-            self.tokens[model, pool, team, "completion"] += usage.completion
+    def close(self, record: Record) -> None:
+        """Count one finished request."""
+        tally = self.tallies.get(
+            (record.endpoint, record.model, record.pool, record.team, record.status)
+        )
+        if tally is None:
+            tally = self._tally(record)
+        tally.requests += 1
+        tally.seconds.observe(record.total_ms / 1000)
+        if record.first_event_ms:
+            tally.first_event.observe(record.first_event_ms / 1000)
+        if record.prompt_tokens:
+            tally.prompt += record.prompt_tokens
+            tally.cached += record.cached_tokens
+        if record.completion_tokens:
+            tally.completion += record.completion_tokens
         if record.outcome == "client_gone" and record.attempts:
-            self.aborts["streaming" if record.first_event else "waiting"] += 1
-        self.unknown_fields += record.dropped_fields
+            self.aborts["streaming" if record.first_event_ms else "waiting"] += 1
         if record.limited_by:
-            self.limited[team, record.limited_by] += 1
+            self.limited[self.teams[record.team or OTHER], record.limited_by] += 1
+
+    def _tally(self, record: Record) -> Tally:
+        """Kept under labels alone: a name that is none finds its labels, `other`, each time."""
+        model, pool = self.models[record.model or OTHER], self.models[record.pool or OTHER]
+        path = record.endpoint, model, pool
+        labels = *path, self.teams[record.team or OTHER], record.status
+        tally = self.tallies.get(labels)
+        if tally is None:
+            tally = self.tallies[labels] = Tally(self.seconds[path], self.first_event[path])
+        return tally
 
     # Observer
 
@@ -122,8 +148,7 @@ class Metrics:
     def counts(self) -> Counts:
         """Everything as plain numbers, the gauges as they are now."""
         labelled: dict[str, Counter[Any]] = {
-            "requests": self.requests,
-            "tokens": self.tokens,
+            "tokens": self._tokens(),
             "retries": self.retries,
             "stream_failures": self.stream_failures,
             "limited": self.limited,
@@ -132,9 +157,14 @@ class Metrics:
             name: [(list(map(str, labels)), [n]) for labels, n in kept.items()]
             for name, kept in labelled.items()
         }
+        counts["requests"] = [
+            (list(map(str, labels)), [tally.requests]) for labels, tally in self.tallies.items()
+        ]
         counts["aborts"] = [([phase], [n]) for phase, n in self.aborts.items()]
         for name, histograms in (("seconds", self.seconds), ("first_event", self.first_event)):
-            counts[name] = [(list(of), [*h.counts, h.sum]) for of, h in histograms.items()]
+            counts[name] = [
+                (list(of), [*h.counts, h.sum]) for of, h in histograms.items() if any(h.counts)
+            ]
         # Each once: pools of two configurations may share it.
         replicas = {
             (pool.name, id(replica)): ([pool.name, replica.url], replica)
@@ -151,6 +181,17 @@ class Metrics:
         counts["limits_decided_here"] = [([], [self.limits_decided_here])]
         counts["limits_settlements_dropped"] = [([], [self.limits_settlements_dropped])]
         return counts
+
+    def _tokens(self) -> Counter[tuple[str, str, str, str]]:
+        """Tokens are not told apart by endpoint and status. What was never used is no series."""
+        tokens: Counter[tuple[str, str, str, str]] = Counter()
+        for (_, model, pool, team, _), tally in self.tallies.items():
+            if tally.prompt:
+                tokens[model, pool, team, "prompt"] += tally.prompt
+                tokens[model, pool, team, "cached"] += tally.cached
+            if tally.completion:
+                tokens[model, pool, team, "completion"] += tally.completion
+        return tokens
 
     def render(self) -> bytes:
         return render([self.counts()])

@@ -229,6 +229,7 @@ def test_what_the_engine_said_itself_stands() -> None:
         (Usage(), 0.1, 0),
         (Usage(10**30, 0, -(10**29), exact=True), 0.1, 2**31),
         (Usage(5, 0, -50, exact=True), 0.1, 0),
+        (Usage(-5, 0, 20, exact=True), 0.1, 20),
     ],
 )
 def test_cached_tokens_are_charged_at_their_weight(

@@ -64,6 +64,14 @@ def test_lines_come_out_whole_and_in_their_order(pipe: tuple[int, int]) -> None:
     assert log.dropped == 0
 
 
+def test_what_comes_after_a_rest_is_written_too(pipe: tuple[int, int]) -> None:
+    log = LineLog(pipe[1], 10)
+    for line in (b"one\n", b"two\n", b"three\n"):
+        log.write(line)
+        assert os.read(pipe[0], 100) == line
+    log.close(5)
+
+
 def test_one_write_is_never_larger_than_what_a_pipe_keeps_together(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

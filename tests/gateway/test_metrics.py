@@ -41,7 +41,8 @@ def metrics() -> Metrics:
     return made
 
 
-def record(**more: Any) -> Record:
+def record(seconds: float = 0.1, used: Usage | None = None, **more: Any) -> Record:
+    """Of a request that took so many seconds."""
     given = {
         "model": "llama",
         "pool": "llama",
@@ -50,14 +51,17 @@ def record(**more: Any) -> Record:
         "attempts": 1,
         **more,
     }
-    return Record("req_1", CHAT, 100.0, **given)
+    made = Record(request_id="req_1", endpoint=CHAT, total_ms=seconds * 1000, **given)
+    if used is not None:
+        made.used(used)
+    return made
 
 
 def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
     told = metrics()
     used = Usage(prompt=10, cached=4, completion=7, exact=True)
-    told.close(record(first_event=100.2, usage=used, dropped_fields=2), 1.5)
-    told.close(record(first_event=100.4, usage=used), 0.5)
+    told.close(record(1.5, first_event_ms=200.0, used=used))
+    told.close(record(0.5, first_event_ms=400.0, used=used))
     labels = {"endpoint": CHAT, "model": "llama", "pool": "llama"}
     requests = {**labels, "team": "search", "status": "200"}
     assert value(told, "fairgate_requests_total", **requests) == 2
@@ -68,7 +72,6 @@ def test_a_finished_request_is_counted_with_its_times_and_tokens() -> None:
     for direction, tokens in (("prompt", 20), ("cached", 8), ("completion", 14)):
         of = {"model": "llama", "pool": "llama", "team": "search", "direction": direction}
         assert value(told, "fairgate_tokens_total", **of) == tokens
-    assert value(told, "fairgate_unknown_fields_total") == 2
 
 
 def test_a_request_is_counted_by_the_name_asked_for_and_the_pool_that_served_it() -> None:
@@ -77,7 +80,7 @@ def test_a_request_is_counted_by_the_name_asked_for_and_the_pool_that_served_it(
     used = Usage(completion=7, exact=True)
     for pool_name, times in (("llama", 2), ("llama-next", 1)):
         for _ in range(times):
-            told.close(record(model="chat", pool=pool_name, first_event=100.2, usage=used), 0.5)
+            told.close(record(0.5, model="chat", pool=pool_name, first_event_ms=200.0, used=used))
         names = {"model": "chat", "pool": pool_name}
         path, team = {**names, "endpoint": CHAT}, {**names, "team": "search"}
         assert value(told, "fairgate_requests_total", **{**path, **team}, status="200") == times
@@ -89,8 +92,8 @@ def test_a_request_is_counted_by_the_name_asked_for_and_the_pool_that_served_it(
 def test_a_refusal_by_a_limit_is_counted_by_team_and_rule() -> None:
     told = metrics()
     for team, rule in (("search", "team.tokens_per_day"), ("made-up", "key.concurrency")):
-        told.close(record(team=team, status=429, limited_by=rule), 0.1)
-    told.close(record(), 0.1)
+        told.close(record(team=team, status=429, limited_by=rule))
+    told.close(record())
     counted = {k: v for k, v in samples(told.render()).items() if "limited" in k[0]}
     assert counted == {
         ("fairgate_limited_total", frozenset({("team", team), ("rule", rule)})): 1
@@ -100,7 +103,7 @@ def test_a_refusal_by_a_limit_is_counted_by_team_and_rule() -> None:
 
 def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> None:
     told = metrics()
-    told.close(record(status=502, outcome="upstream_failed"), 0.1)
+    told.close(record(status=502, outcome="upstream_failed"))
     names = {name for name, _ in samples(told.render())}
     assert not [name for name in names if "first_event" in name or "tokens" in name]
 
@@ -118,7 +121,7 @@ def test_a_request_that_used_nothing_and_never_spoke_makes_no_such_series() -> N
 )
 def test_a_time_falls_in_the_first_bucket_that_holds_it(seconds: float, bucket: float) -> None:
     told = metrics()
-    told.close(record(), seconds)
+    told.close(record(seconds))
     counts = buckets(told)
     assert min(bound for bound, count in counts.items() if count) == bucket
 
@@ -135,7 +138,7 @@ def buckets(told: Metrics) -> dict[float, float]:
 def test_buckets_add_up() -> None:
     told = metrics()
     for seconds in (0.001, 0.3, 0.3, 1000.0):
-        told.close(record(), seconds)
+        told.close(record(seconds))
     counts = [count for _, count in sorted(buckets(told).items())]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, 4)
@@ -145,11 +148,60 @@ def test_buckets_add_up() -> None:
 
 def test_names_nobody_configured_become_other() -> None:
     told = metrics()
-    told.close(record(model="made-up", pool="made-up", team="made-up"), 0.1)
-    told.close(record(model="", pool="", team="", status=401), 0.1)
+    told.close(record(model="made-up", pool="made-up", team="made-up"))
+    told.close(record(model="", pool="", team="", status=401))
     for status in ("200", "401"):
         path = {"endpoint": CHAT, "model": OTHER, "pool": OTHER}
         assert value(told, "fairgate_requests_total", **path, team=OTHER, status=status) == 1
+
+
+def test_a_name_is_told_from_when_it_is_known() -> None:
+    told = metrics()
+    for name in ("late", "late", "llama"):
+        told.close(record(model=name, pool=name, team=name))
+    told.models.learn(["late"])
+    told.teams.learn(["late"])
+    told.close(record(model="late", pool="late", team="late"))
+    counted = {
+        labels: n for (name, labels), n in samples(told.render()).items() if "requests" in name
+    }
+    path, known = {"endpoint": CHAT, "status": "200"}, {"model": "llama", "pool": "llama"}
+    others = dict.fromkeys(("model", "pool", "team"), OTHER)
+    late = dict.fromkeys(others, "late")
+    assert counted == {
+        frozenset({**path, **others}.items()): 2,
+        frozenset({**path, **known, "team": OTHER}.items()): 1,
+        frozenset({**path, **late}.items()): 1,
+    }
+
+
+def test_what_was_not_reached_is_other_whatever_is_known() -> None:
+    told = metrics()
+    told.models.learn([""])
+    told.teams.learn([""])
+    told.close(record(model="", pool="", team="", limited_by="key.concurrency"))
+    others = {"model": OTHER, "pool": OTHER, "team": OTHER}
+    assert value(told, "fairgate_requests_total", endpoint=CHAT, status="200", **others) == 1
+    assert value(told, "fairgate_limited_total", team=OTHER, rule="key.concurrency") == 1
+
+
+def test_names_that_a_caller_makes_up_are_not_kept() -> None:
+    told = metrics()
+    for n in range(1000):
+        told.close(record(model=f"m{n}", pool=f"p{n}", team=f"t{n}"))
+    assert len(told.tallies) == len(told.seconds) == 1
+
+
+def test_tokens_are_not_told_apart_by_endpoint_and_status() -> None:
+    told = metrics()
+    told.close(record(used=Usage(prompt=5, completion=2)))
+    told.close(record(used=Usage(prompt=7, cached=1, completion=4), status=499))
+    messages = record(used=Usage(prompt=11, cached=3))
+    messages.endpoint = "/v1/messages"
+    told.close(messages)
+    of = {"model": "llama", "pool": "llama", "team": "search"}
+    for direction, tokens in (("prompt", 23), ("cached", 4), ("completion", 6)):
+        assert value(told, "fairgate_tokens_total", **of, direction=direction) == tokens
 
 
 def test_at_most_256_names_are_told_apart() -> None:
@@ -166,7 +218,7 @@ def test_no_label_grows_past_256_values_however_many_pools_there_are() -> None:
     told = Metrics(Routes({name: route(pool(name, replica(f"http://{name}"))) for name in names}))
     told.models.learn(names)
     for name in names:
-        told.close(record(model=name, pool=name), 0.1)
+        told.close(record(model=name, pool=name))
         told.retried(name, "connect")
         told.attempt_failed(name, replica(), ConnectFailed("x"))
     models: dict[str, set[str]] = {}
@@ -189,12 +241,12 @@ def test_failures_and_second_tries_are_counted_by_their_reason() -> None:
 
 def test_an_abort_is_counted_only_where_an_engine_was_at_work() -> None:
     told = metrics()
-    gone = {"outcome": "client_gone", "status": 499}
-    told.close(record(**gone, attempts=0), 0.1)
-    told.close(record(**gone), 0.1)
-    told.close(record(**gone, first_event=100.1), 0.1)
-    told.close(record(**gone, first_event=100.1), 0.1)
-    told.close(record(first_event=100.1), 0.1)
+    gone: dict[str, Any] = {"outcome": "client_gone", "status": 499}
+    told.close(record(**gone, attempts=0))
+    told.close(record(**gone))
+    told.close(record(**gone, first_event_ms=100.0))
+    told.close(record(**gone, first_event_ms=100.0))
+    told.close(record(first_event_ms=100.0))
     assert value(told, "fairgate_upstream_aborts_total", phase="waiting") == 1
     assert value(told, "fairgate_upstream_aborts_total", phase="streaming") == 2
 
@@ -217,7 +269,7 @@ def test_names_with_quotes_and_line_ends_do_not_break_the_text() -> None:
     name = 'a"b\\c\nd'
     told = Metrics(Routes({}))
     told.models.learn([name])
-    told.close(record(model=name), 0.1)
+    told.close(record(model=name))
     labels = {"endpoint": CHAT, "model": name, "pool": OTHER, "team": OTHER, "status": "200"}
     assert value(told, "fairgate_requests_total", **labels) == 1
 
@@ -244,10 +296,11 @@ def through_json(told: Metrics) -> Any:
 
 def test_counts_of_several_are_added_and_gauges_by_their_sense() -> None:
     one, other = two()
-    one.close(record(first_event=100.2, usage=Usage(prompt=3), dropped_fields=1), 1.5)
-    other.close(record(first_event=100.4, usage=Usage(prompt=4)), 0.5)
-    other.close(record(status=502), 0.5)
+    one.close(record(1.5, first_event_ms=200.0, used=Usage(prompt=3)))
+    other.close(record(0.5, first_event_ms=400.0, used=Usage(prompt=4)))
+    other.close(record(0.5, status=502))
     other.aborts["waiting"] += 2
+    one.unknown_fields = 1
     one.log_lines_dropped, other.log_lines_dropped = 1, 2
     one.limits_degraded = True
     one.limits_decided_here, other.limits_decided_here = 3, 4
@@ -281,8 +334,8 @@ def test_counts_of_several_are_added_and_gauges_by_their_sense() -> None:
 
 def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
     one, other = two()
-    one.close(record(), 1.5)
-    other.close(record(), 0.5)
+    one.close(record(1.5))
+    other.close(record(0.5))
     ended = Sum()
     ended.add(through_json(other), ended=True)
     ended.add(through_json(other), ended=True)
@@ -300,6 +353,17 @@ def test_what_a_process_counted_outlives_it_and_its_gauges_do_not() -> None:
 def test_every_count_of_a_process_has_its_metric() -> None:
     of_the_whole = {"worker_restarts", "config_reloads", "config_last_reload_successful"}
     assert set(metrics().counts()) | of_the_whole == set(FAMILIES)
+
+
+async def test_fields_that_were_left_out_of_a_request_are_counted() -> None:
+    body = BODY.replace(b"{", b'{"odd":1,"odder":2,', 1)
+    caps = "request: {unknown_fields: drop}"
+    async with Engine() as engine, serving(configured(engine.url, model=caps)) as gateway:
+        for _ in range(2):
+            await request(gateway.port, "POST", CHAT, HEADERS, body)
+        await gateway.logged(2)
+        told = samples((await request(gateway.admin_port, "GET", "/metrics")).body)
+    assert told["fairgate_unknown_fields_total", frozenset()] == 4
 
 
 async def test_a_request_through_the_gateway_is_counted_once() -> None:

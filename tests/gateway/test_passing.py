@@ -18,7 +18,7 @@ def head(**fields: str) -> Head:
 
 
 def passed(head: Head) -> tuple[dict[str, str], Record]:
-    record = Record("req_1", head.path, 0.0)
+    record = Record(request_id="req_1", endpoint=head.path)
     return {n.decode(): v.decode() for n, v in passing.trace(head, record)}, record
 
 
@@ -91,7 +91,7 @@ def test_only_named_fields_pass() -> None:
     "value", [b"", b"a\tb", b"caf\xe9", b"a\r\nx-evil: 1", b"x" * 1025, b"a\n"]
 )
 def test_a_named_field_with_odd_bytes_stays_here(value: bytes) -> None:
-    record = Record("req_1", "/", 0.0)
+    record = Record(request_id="req_1", endpoint="/")
     fields = passing.trace(Head("POST", "/", {b"anthropic-beta": value}), record)
     assert [name for name, _ in fields] == [b"traceparent"]
 

@@ -8,7 +8,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends.errors import BadAnswer
-from gateway.account import Line
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.route import Routes
@@ -44,12 +43,12 @@ METRICS = {
 
 
 def test_the_log_line_has_its_fields_in_their_order() -> None:
-    assert list(Line.__struct_fields__) == LOG
-    assert [field.encode_name for field in msgspec.structs.fields(Line)] == LOG
+    assert list(Record.__struct_fields__) == LOG
+    assert [field.encode_name for field in msgspec.structs.fields(Record)] == LOG
 
 
 def test_an_outcome_is_one_of_the_words_of_the_log() -> None:
-    found = {Record("", "", 0.0).outcome}
+    found = {Record(request_id="", endpoint="").outcome}
     waiting = [GatewayError]
     while waiting:
         each = waiting.pop()
@@ -60,10 +59,11 @@ def test_an_outcome_is_one_of_the_words_of_the_log() -> None:
 
 def test_every_metric_has_its_name_and_labels() -> None:
     metrics = Metrics(Routes({}))
-    record = Record("", "/v1/embeddings", 0.0, first_event=1.0, outcome="client_gone", attempts=1)
+    record = Record(request_id="", endpoint="/v1/embeddings", outcome="client_gone", attempts=1)
+    record.first_event_ms = 1000.0
     record.limited_by = "team.tokens_per_minute"
-    record.usage = Usage(prompt=1, completion=1)
-    metrics.close(record, 1.0)
+    record.used(Usage(prompt=1, completion=1))
+    metrics.close(record)
     metrics.retried("m", "connect")
     metrics.stream_failures["m", BadAnswer.reason] += 1
     text = metrics.render().decode()
