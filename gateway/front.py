@@ -190,11 +190,12 @@ class Front(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._declining or self._closing is not None:
             return
-        self._stop_deadline()
+        if self._deadline is not None:
+            self._stop_deadline()
         self._in_head = False
-        if self._fault is None:
-            self._fault = self._too_large()
-        self._head_bytes = 0
+        door, size, self._head_bytes = self.door, self._head_bytes, 0
+        if len(self.headers) > door.header_fields or size > door.header_bytes:
+            self._fault = self._fault or self._too_large()
         if self._fault is not None:
             return
         method, version = self.parser.get_method(), self.parser.get_http_version()
@@ -205,7 +206,7 @@ class Front(HttpToolsProtocol):
         path, _, query = self.url.partition(b"?")
         # The path as it was sent: decoding could only reach more of them.
         head = Head(method.decode("ascii"), path.decode("latin-1"), fields, repeated)
-        self.scope = scope = self._scope(head, version, path, query)
+        scope = self._scope(head, version, path, query)
         visit = Visit(
             self,
             scope,
@@ -228,10 +229,9 @@ class Front(HttpToolsProtocol):
         """What is wrong with the head's size. One read may hold a part of the body, too."""
         if len(self.headers) > self.door.header_fields:
             return HeadersTooLarge("The request has too many header fields.")
-        if self._head_bytes > self.door.header_bytes:
-            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > self.door.header_bytes:
-                return HeadersTooLarge("The request head is too large.")
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self.door.header_bytes:
+            return HeadersTooLarge("The request head is too large.")
         return None
 
     def _scope(self, head: Head, version: str, path: bytes, query: bytes) -> HTTPScope:
