@@ -96,10 +96,11 @@ class Share:
 
 def check_head(head: Head, limit: int) -> None:
     """Refuse what the head alone gives away, before a byte of the body is read."""
-    declared = head.get(b"content-length")
+    fields = head.fields
+    declared = fields.get(b"content-length")
     if declared and int(declared) > limit:  # digits: the parser has seen to it
         raise _too_large(limit)
-    if head.fields.get(b"content-type") == _PLAIN_JSON and b"content-encoding" not in head.fields:
+    if fields.get(b"content-type") == _PLAIN_JSON and b"content-encoding" not in fields:
         return  # nearly always
     encoding = head.get(b"content-encoding").strip().lower()
     if encoding not in ("", "identity"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from msgspec import Struct
 
 from backends.base import Demand
 from gateway.errors import (
@@ -23,6 +26,7 @@ from gateway.limits.base import (
     Decision,
     Form,
     Level,
+    Line,
     Rule,
     Settled,
     Unavailable,
@@ -37,50 +41,47 @@ _LONGEST_WAIT = 60
 _JITTER = 0.2
 _SPENT = ("day", "month")
 DEGRADED = b"x-fairgate-limits: degraded\r\n"
+_SLOTS = Form.SLOTS
 
 
 class Plan:
-    """The rules of one key on one model, in the order of a claim's lines."""
+    """The rules of one key on one model, in the order of a claim's lines: on requests, on tokens,
+    slots. `requests` and `one_slot` are such lines, the latter for a request of one answer.
+    """
 
-    __slots__ = ("requests", "slots", "tokens")
+    __slots__ = ("by_request", "one_slot", "requests", "slots", "tokens")
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self.requests = tuple((r, 1) for r in rules if r.counted == "requests")
+        self.by_request = tuple(r for r in rules if r.counted == "requests")
         self.tokens = tuple(r for r in rules if r.counted == "tokens")
-        self.slots = tuple(r for r in rules if r.form is Form.SLOTS)
+        self.slots = tuple(r for r in rules if r.form is _SLOTS)
+        self.requests = tuple((r, 1) for r in self.by_request)
+        self.one_slot = tuple((r, 1) for r in self.slots)
+
+    def standings(self, decision: Decision) -> Standings:
+        """The tightest rule on requests and that on tokens, by what a claim's decision told."""
+        levels, at, first = decision.levels, decision.at, len(self.by_request)
+        return _tightest(self.by_request, levels, 0, at), _tightest(self.tokens, levels, first, at)
 
 
-class Permit:
+class Permit(Struct, eq=False):
     """What an admitted request holds until it ends. `standings` and `headers` are for its answer;
     `demand` is what it asks of a replica.
 
-    Mutable state: `_used`, what it is charged for, once that is known.
+    Mutable state: `claim`, what was granted, and `since` when; `_used`, what it is charged for,
+    once that is known.
     """
 
-    __slots__ = (
-        *("_admission", "_claim", "_key", "_route", "_since", "_size", "_used"),
-        *("demand", "headers", "standings"),
-    )
-
-    def __init__(
-        self,
-        admission: Admission,
-        key: str,
-        route: Route | None,
-        size: Size,
-        claim: Claim | None,
-        since: int,
-    ) -> None:
-        self.demand = Demand()
-        self.headers = b""
-        self.standings: Standings = (None, None)
-        self._admission = admission
-        self._key = key
-        self._route = route
-        self._size = size
-        self._claim = claim
-        self._since = since
-        self._used: Usage | None = None
+    _admission: Admission
+    _key: str
+    _route: Route | None
+    _size: Size
+    demand: Demand
+    claim: Claim | None = None
+    since: int = 0
+    standings: Standings = (None, None)
+    headers: bytes = b""
+    _used: Usage | None = None
 
     def settle(self, usage: Usage, events: int) -> Usage:
         """Charge what was used, by the engine's word or by the `events` relayed; what that is.
@@ -109,18 +110,18 @@ class Permit:
         return estimates.counted(model, self._size, events, usage)
 
     def _close(self, tokens: int, requests: int) -> None:
-        claim = self._claim
+        claim = self.claim
         if claim is None:
             return
         lines: list[Settled] = []
         for rule, amount in claim.lines:
             if rule.counted == "tokens":
                 lines.append((rule, amount, tokens))
-            elif rule.form is Form.SLOTS:
+            elif rule.form is _SLOTS:
                 lines.append((rule, amount, 0))
             elif requests != amount:
                 lines.append((rule, amount, requests))
-        self._admission.counter.settle(claim, lines, self._since)
+        self._admission.counter.settle(claim, lines, self.since)
 
 
 class Admission:
@@ -132,29 +133,31 @@ class Admission:
         self._rulebook = rulebook
         self._plans: dict[tuple[str, str | None], Plan] = {}
 
-    async def admit(
+    def admit(
         self, request_id: str, principal: Principal, route: Route, size: Size, *, tokens: bool
-    ) -> Permit:
-        """What the request may hold; without `tokens` it costs a request and no more.
+    ) -> Coroutine[Any, Any, Permit]:
+        """What the request may hold, once awaited; without `tokens` it costs a request and no more.
 
         Raises a GatewayError when a rule refuses; then nothing is held or consumed.
         """
         plan = self._plan(principal, route.model)
-        demand, lines = Demand(principal.team), plan.requests
+        lines = plan.requests
         if tokens:
             prompt = self.estimates.prompt(route.model, size)
             output = self.estimates.output(principal.key, route.model, size)
             demand = Demand(principal.team, prompt, output)
             if plan.tokens or plan.slots:
-                lines = _lines(plan, demand, size)
-        permit = await self._decided(request_id, principal, route, size, lines)
-        permit.demand = demand
-        return permit
+                lines = _lines(plan, prompt, prompt + output, size.answers)
+        else:
+            demand = Demand(principal.team)
+        permit = Permit(self, principal.key, route, size, demand)
+        return self._decided(request_id, plan, lines, permit)
 
-    async def count(self, request_id: str, principal: Principal) -> Permit:
+    def count(self, request_id: str, principal: Principal) -> Coroutine[Any, Any, Permit]:
         """Admit a request that no engine sees, such as one for the list of models."""
         plan = self._plan(principal, None)
-        return await self._decided(request_id, principal, None, Size(), plan.requests)
+        permit = Permit(self, principal.key, None, Size(), Demand())
+        return self._decided(request_id, plan, plan.requests, permit)
 
     def _plan(self, principal: Principal, model: str | None) -> Plan:
         plan = self._plans.get((principal.key, model))
@@ -164,36 +167,35 @@ class Admission:
         return plan
 
     async def _decided(
-        self,
-        request_id: str,
-        principal: Principal,
-        route: Route | None,
-        size: Size,
-        lines: tuple[tuple[Rule, int], ...],
+        self, request_id: str, plan: Plan, lines: tuple[Line, ...], permit: Permit
     ) -> Permit:
+        """The permit, holding what `lines` claim."""
         if not lines:
-            return Permit(self, principal.key, route, size, None, 0)
+            return permit
         claim = Claim(request_id, lines)
         try:
             decision = await self.counter.decide(claim)
         except Unavailable:
             raise LimitsUnavailable from None
         if decision.refused is not None:
-            raise self._refusal(claim, decision)
-        permit = Permit(self, principal.key, route, size, claim, decision.at)
-        permit.standings = _standings(claim, decision)
+            raise self._refusal(plan, claim, decision)
+        permit.claim, permit.since = claim, decision.at
+        permit.standings = plan.standings(decision)
         if self.counter.degraded:
             permit.headers = DEGRADED
         return permit
 
-    def _refusal(self, claim: Claim, decision: Decision) -> GatewayError:
+    def _refusal(self, plan: Plan, claim: Claim, decision: Decision) -> GatewayError:
         assert decision.refused is not None
         rule = claim.lines[decision.refused][0]
         seconds = decision.wait / SECOND
         refusal = _refused(rule, f"{rule}; {_again(seconds)}")
         refusal.limited_by = rule.label
-        refusal.standings = _standings(claim, decision, rule)
-        if rule.form is Form.SLOTS:
+        refusal.standings = plan.standings(decision)
+        if rule.form is _SLOTS:
+            # Slots are told only where they refuse.
+            left = decision.levels[decision.refused][0], decision.wait
+            refusal.standings = _tightest((rule,), (left,), 0, decision.at), refusal.standings[1]
             refusal.retry_after = seconds * (1 - _JITTER * random.random())
         elif seconds > _LONGEST_WAIT:
             refusal.retry_after = _LONGEST_WAIT
@@ -206,18 +208,21 @@ class Admission:
         return refusal
 
 
-def _lines(plan: Plan, demand: Demand, size: Size) -> tuple[tuple[Rule, int], ...]:
-    lines = list(plan.requests)
+def _lines(plan: Plan, prompt: int, tokens: int, answers: int) -> tuple[Line, ...]:
+    lines = plan.requests
     for rule in plan.tokens:
-        if demand.prompt_tokens > rule.burst:
-            raise _too_large(rule, f"its prompt alone has about {demand.prompt_tokens:,} tokens")
+        burst = rule.burst
+        if prompt > burst:
+            raise _too_large(rule, f"its prompt alone has about {prompt:,} tokens")
         # Above what there can be at once, the rest becomes a debt when it is used.
-        lines.append((rule, min(demand.tokens, rule.burst)))
+        lines += ((rule, tokens if tokens < burst else burst),)
+    if answers == 1:
+        return lines + plan.one_slot
     for rule in plan.slots:
-        if size.answers > rule.limit:
-            raise _too_large(rule, f"it asks for {size.answers} answers at once")
-        lines.append((rule, size.answers))
-    return tuple(lines)
+        if answers > rule.limit:
+            raise _too_large(rule, f"it asks for {answers} answers at once")
+        lines += ((rule, answers),)
+    return lines
 
 
 def _refused(rule: Rule, message: str) -> GatewayError:
@@ -247,24 +252,18 @@ def _again(seconds: float) -> str:
     return f"try again in {math.ceil(whole / 86400)} days"
 
 
-def _standings(claim: Claim, decision: Decision, refusing: Rule | None = None) -> Standings:
-    """The tightest rule on requests and that on tokens; slots only where they refuse."""
-    requests: tuple[Rule, Level] | None = None
-    tokens: tuple[Rule, Level] | None = None
-    for (rule, _), level in zip(claim.lines, decision.levels, strict=False):
-        if rule.counted == "tokens":
-            if tokens is None or level[0] * tokens[0].burst < tokens[1][0] * rule.burst:
-                tokens = (rule, level)
-        elif rule.form is Form.SLOTS:
-            if rule is refusing:
-                requests = (rule, (level[0], decision.wait))
-        elif requests is None or level[0] * requests[0].burst < requests[1][0] * rule.burst:
-            requests = (rule, level)
-    return _standing(requests, decision.at), _standing(tokens, decision.at)
-
-
-def _standing(of: tuple[Rule, Level] | None, at: int) -> Standing | None:
-    if of is None:
+def _tightest(
+    rules: Sequence[Rule], levels: Sequence[Level], place: int, at: int
+) -> Standing | None:
+    """How the caller stands `at` a time with that of some rules that leaves least; their levels
+    begin at `place`. None where there are none.
+    """
+    if not rules or place >= len(levels):
         return None
-    rule, (left, reset) = of
-    return Standing(rule.burst, left, -(-reset // 1000), -(-(at + reset) // SECOND))
+    tightest, (left, reset) = rules[0], levels[place]
+    for rule in rules[1:]:
+        place += 1
+        level = levels[place]
+        if level[0] * tightest.burst < left * rule.burst:
+            tightest, (left, reset) = rule, level
+    return Standing(tightest.burst, left, -(-reset // 1000), -(-(at + reset) // SECOND))

@@ -11,8 +11,9 @@ from gateway.errors import InvalidRequest, Unauthorized
 from gateway.terms import Head, Principal
 
 #: Any key of 16 to 256 visible ASCII characters, so that people can bring theirs.
-_KEY = re.compile(rb"[\x21-\x7e]{16,256}\Z")
-_BEARER = re.compile(rb"bearer +", re.IGNORECASE)
+_FORM = rb"([\x21-\x7e]{16,256})\Z"
+_KEY = re.compile(_FORM)
+_BEARER = re.compile(rb"(?i:bearer) +" + _FORM)
 _ONCE = frozenset({b"authorization", b"x-api-key"})
 
 
@@ -51,16 +52,15 @@ async def authenticate(head: Head, keys: Keys, now: float) -> Principal:
 
 
 def _key(head: Head) -> bytes:
-    if head.repeated & _ONCE:
+    if head.repeated and head.repeated & _ONCE:
         raise InvalidRequest("The header with the API key was sent more than once.")
     bearer = head.fields.get(b"authorization")
     key = head.fields.get(b"x-api-key")
     if bearer is not None:
-        scheme = _BEARER.match(bearer)
-        token = bearer[scheme.end() :] if scheme else b""
-        if key is not None and key != token:
+        token = _BEARER.match(bearer)
+        if token is None or (key is not None and key != token[1]):
             raise Unauthorized
-        key = token
+        return token[1]
     if key is None or not _KEY.match(key):
         raise Unauthorized
     return key

@@ -89,8 +89,9 @@ class Estimates:
         """
         outputs = self._outputs.get((key, model))
         expected = _UNSEEN_OUTPUT if outputs is None else outputs.high
-        if size.output_limit is not None:
-            expected = min(expected, size.output_limit)
+        limit = size.output_limit
+        if limit is not None and limit < expected:
+            expected = limit
         return expected * size.answers
 
     def learn(self, key: str, model: str, size: Size, usage: Usage, events: int) -> None:

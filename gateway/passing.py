@@ -29,19 +29,20 @@ _random = random.Random(secrets.randbits(256))
 
 def request_id() -> str:
     """An id of our own: the caller's could repeat, and vLLM breaks on a repeated live one."""
-    return f"req_{_random.getrandbits(96):024x}"
+    return "req_" + _random.getrandbits(96).to_bytes(12).hex()
 
 
 def trace(head: Head, record: Record) -> tuple[tuple[bytes, bytes], ...]:
     """Note the caller's ids on the record; return the header fields that go to the engine."""
     sent = head.fields
-    given = _TRACEPARENT.match(head.get(b"traceparent")) if b"traceparent" in sent else None
-    trace_id = given.group(1) if given else _NOTHING
-    if trace_id == _NOTHING:
-        trace_id = f"{_random.getrandbits(128):032x}"
+    made = (_random.getrandbits(192) | 1).to_bytes(24).hex()  # a span of zeros would be none
+    trace_id, span = made[:32], made[32:]
+    if b"traceparent" in sent:
+        given = _TRACEPARENT.match(head.get(b"traceparent"))
+        if given and given[1] != _NOTHING:
+            trace_id = given[1]
     record.trace_id = trace_id
-    span = _random.getrandbits(64) or 1
-    fields = [(b"traceparent", f"00-{trace_id}-{span:016x}-01".encode())]
+    fields = [(b"traceparent", f"00-{trace_id}-{span}-01".encode())]
     for name in _PASSING:
         if name in sent and _VISIBLE.match(sent[name]):
             fields.append((name, sent[name]))
@@ -67,11 +68,12 @@ def deadline(head: Head, began: float, times: Timeouts, stream: bool) -> float:
     The official SDKs send their read timeout; it can only shorten ours.
     """
     longest = times.first_event * 2 if stream else times.total
-    if b"x-stainless-read-timeout" in head.fields:
+    sent = head.fields.get(b"x-stainless-read-timeout")
+    if sent is not None:
         try:
-            told = float(head.get(b"x-stainless-read-timeout"))
+            told = float(sent) - _MARGIN
         except ValueError:
-            told = 0.0
-        if told > _MARGIN + _SHORTEST:
-            longest = min(longest, told - _MARGIN)
+            return began + longest
+        if _SHORTEST < told < longest:
+            longest = told
     return began + longest

@@ -33,7 +33,10 @@ class Salts:
         pool = route.pool
         if isolate == "off" or path not in _SALTED or pool.kind.name != "vllm":
             return None
-        if all(replica.lacks(path, "cache_salt") for replica in pool.replicas):
+        for replica in pool.replicas:
+            if not replica.lacks(path, "cache_salt"):
+                break  # nearly always the first
+        else:
             self._warn(pool.name)
             return None
         owner = f"team:{principal.team}" if isolate == "team" else f"key:{principal.key}"

@@ -29,12 +29,12 @@ class OpenAIFamily:
         head = replica.heads.get(call.path)
         if head is None:
             head = replica.heads[call.path] = _head("POST", call.path, replica)
-        fields = [head, b"content-length: %d\r\n" % len(call.body)]
-        fields.append(b"x-request-id: %b\r\n" % call.request_id.encode())
-        fields.append(b"accept: text/event-stream\r\n" if call.stream else _ACCEPT_JSON)
-        fields.extend(b"%b: %b\r\n" % field for field in call.headers)
-        fields.append(b"\r\n")
-        return b"".join(fields), call.body  # which may be large: it is not copied
+        accept = _ACCEPT_EVENTS if call.stream else _ACCEPT_JSON
+        told = f"content-length: {len(call.body)}\r\nx-request-id: {call.request_id}\r\n"
+        head += told.encode() + accept
+        for field in call.headers:
+            head += b"%b: %b\r\n" % field
+        return head + b"\r\n", call.body  # which may be large: it is not copied
 
     def framer(self, event_limit: int) -> Framer:
         return Framer(event_limit)
@@ -50,6 +50,7 @@ class OpenAIFamily:
 
 
 _ACCEPT_JSON = b"accept: application/json\r\n"
+_ACCEPT_EVENTS = b"accept: text/event-stream\r\n"
 
 
 def probe(target: str, replica: Replica) -> bytes:

@@ -42,6 +42,7 @@ class Spoken:
     """The OpenAI dialect's way of saying what the gateway itself has to say."""
 
     heartbeat = openai.HEARTBEAT
+    limit_lines = staticmethod(openai.limit_lines)
 
     def status(self, exc: GatewayError) -> int:
         return exc.status
@@ -52,14 +53,12 @@ class Spoken:
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
         return openai.error_frame(exc, request_id)
 
-    def limit_lines(self, standings: Standings) -> bytes:
-        return openai.limit_lines(standings)
-
 
 class SpokenToAnthropic(Spoken):
     """The same in the Anthropic dialect."""
 
     heartbeat = anthropic.HEARTBEAT
+    limit_lines = staticmethod(anthropic.limit_lines)
 
     def status(self, exc: GatewayError) -> int:
         return exc.anthropic_status or exc.status
@@ -69,9 +68,6 @@ class SpokenToAnthropic(Spoken):
 
     def error_frame(self, exc: GatewayError, request_id: str) -> bytes:
         return anthropic.error_frame(exc, request_id)
-
-    def limit_lines(self, standings: Standings) -> bytes:
-        return anthropic.limit_lines(standings)
 
 
 OPENAI = Spoken()

@@ -129,7 +129,7 @@ class Rule:
 Line = tuple[Rule, int]
 
 
-class Claim(Struct, frozen=True):
+class Claim(Struct, frozen=True, gc=False):
     """What one request takes of every rule it is under, each rule once. `id` is the request's."""
 
     id: str
@@ -140,7 +140,7 @@ class Claim(Struct, frozen=True):
 Level = tuple[int, int]
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """Whether a claim was granted; `levels` after that, one for each of its lines.
 
     `refused` is the line that refuses for longest, None where all was granted; `wait` is how long

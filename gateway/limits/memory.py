@@ -20,6 +20,7 @@ from gateway.limits.base import (
 )
 
 _BUCKET, _WINDOW, _SLOTS = Form.BUCKET, Form.WINDOW, Form.SLOTS
+_SLOT_WAIT = SLOT_WAIT * SECOND
 
 
 def microseconds() -> Callable[[], int]:
@@ -58,64 +59,84 @@ class Memory:
         self._states: dict[str, State] = {}
 
     def decide(self, claim: Claim) -> Decision:
-        """Grant a claim on every rule, or change nothing."""
-        now = self._now()
-        share = self._share
-        found: list[tuple[Rule, State, int]] = []
+        """Grant a claim on every rule, or change nothing.
+
+        Nearly all are granted: each line is taken as it comes, and where one refuses, all of them
+        are given back.
+        """
+        now, share, states = self._now(), self._share, self._states
+        levels: list[Level] = []
         refused: int | None = None
         wait = 0
         for rule, amount in claim.lines:
-            state = self._states.get(rule.key)
-            if state is None:
-                state = self._states[rule.key] = State(rule)
+            try:
+                state = states[rule.key]
+            except KeyError:
+                state = states[rule.key] = State(rule)
             amount *= share
             form = rule.form
+            delay = 0
             if form is _BUCKET:
-                amount *= rule.unit
-                _drain(rule, state, now)
-                room = rule.room
-                over = state.amount + (amount if amount < room else room) - room
-                delay = -(-over // rule.drain) if over > 0 else 0
+                drain, unit, room = rule.drain, rule.unit, rule.room
+                level = _drained(rule, state, now)
+                state.amount = taken = level + amount * unit
+                if taken > room:
+                    over = taken - room
+                    # More than all the room waits until the bucket is empty, and no longer.
+                    delay = -(-(over if over < level else level) // drain)
+                left, reset = (room - taken) // unit, -(-taken // drain)
             elif form is _WINDOW:
                 _turn(rule, state, now)
-                over = state.amount + min(amount, rule.limit) - rule.limit
-                delay = window_end(state.since, rule.width) - now if over > 0 else 0
+                before = state.amount
+                state.amount = taken = before + amount
+                left, reset = rule.limit - taken, window_end(state.since, rule.width) - now
+                if before and left < 0:
+                    delay = reset
             else:
-                over = state.amount + amount - rule.limit
+                before = state.amount
+                state.amount = taken = before + amount
+                left, reset = rule.limit - taken, 0
                 # A share of a few slots is never less than one.
-                alone = share > 1 and not state.amount and amount <= rule.limit * share
-                delay = SLOT_WAIT * SECOND if over > 0 and not alone else 0
+                if left < 0 and (before or amount > rule.limit * share):
+                    delay = _SLOT_WAIT
             if delay > wait:
                 wait = delay
-                refused = len(found)
-            found.append((rule, state, amount))
-        levels: list[Level] = []
-        for rule, state, amount in found:
-            if refused is None:
-                state.amount += amount
-            levels.append(_level(rule, state, now))
+                refused = len(levels)
+            levels.append((left if left > 0 else 0, reset))
+        if refused is not None:
+            levels = self._given_back(claim, now)
         return Decision(now, levels, refused, wait)
+
+    def _given_back(self, claim: Claim, now: int) -> list[Level]:
+        """Undo what `decide` took just now; the levels there were before."""
+        levels: list[Level] = []
+        for rule, amount in claim.lines:
+            state = self._states[rule.key]
+            state.amount -= amount * self._share * (rule.unit if rule.form is _BUCKET else 1)
+            levels.append(_level(rule, state, now))
+        return levels
 
     def settle(self, lines: Sequence[Settled], since: int) -> None:
         """Charge what was used instead of what was reserved at `since`, and free the slots."""
-        now = self._now()
+        now, share, states = self._now(), self._share, self._states
         for rule, reserved, used in lines:
-            state = self._states.get(rule.key)
-            if state is None:
-                state = self._states[rule.key] = State(rule)
-            if rule.form is _SLOTS:
-                state.amount = max(0, state.amount - reserved * self._share)
-            elif used != reserved:
-                by = (used - reserved) * self._share
-                if rule.form is _BUCKET:
-                    _drain(rule, state, now)
-                    by *= rule.unit
-                else:
-                    _turn(rule, state, now)
-                    if since < state.since:
-                        continue  # its window is over, and with it what it counted
-                amount = state.amount + by
-                state.amount = amount if amount > 0 else 0
+            try:
+                state = states[rule.key]
+            except KeyError:
+                state = states[rule.key] = State(rule)
+            form = rule.form
+            if form is _SLOTS:
+                amount = state.amount - reserved * share
+            elif used == reserved:
+                continue
+            elif form is _BUCKET:
+                amount = _drained(rule, state, now) + (used - reserved) * share * rule.unit
+            else:
+                _turn(rule, state, now)
+                if since < state.since:
+                    continue  # its window is over, and with it what it counted
+                amount = state.amount + (used - reserved) * share
+            state.amount = amount if amount > 0 else 0
 
     def begin(self, rule: Rule, level: Level, at: int) -> None:
         """Go on from what was left of a rule `at` a time (microseconds of this store's clock)."""
@@ -142,7 +163,7 @@ class Memory:
         if state is None:
             state = State(rule)
         if rule.form is _BUCKET:
-            _drain(rule, state, now)
+            state.amount = _drained(rule, state, now)
         elif rule.form is _WINDOW:
             _turn(rule, state, now)
         return _level(rule, state, now)
@@ -154,12 +175,13 @@ class Memory:
                 self._states.pop(rule.key, None)
 
 
-def _drain(rule: Rule, state: State, now: int) -> None:
+def _drained(rule: Rule, state: State, now: int) -> int:
+    """The level of a bucket `now`, from when on it counts: the caller sets the amount."""
     if state.scale is not rule.scale:
         _rescale(rule, state, now)
     level = state.amount - (now - state.since) * rule.drain
-    state.amount = level if level > 0 else 0
     state.since = now
+    return level if level > 0 else 0
 
 
 def _rescale(rule: Rule, state: State, now: int) -> None:

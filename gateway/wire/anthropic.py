@@ -150,8 +150,8 @@ _TOKEN_LINES = _REQUEST_LINES.replace(b"requests", b"tokens")
 
 def _told(standing: Standing) -> tuple[int, int, bytes]:
     """The time of the reset is in RFC 3339."""
-    reset = datetime.fromtimestamp(standing.at, UTC)
-    return standing.limit, standing.remaining, reset.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    reset = orjson.dumps(datetime.fromtimestamp(standing.at, UTC), option=orjson.OPT_UTC_Z)
+    return standing.limit, standing.remaining, reset[1:-1]  # less its quotes
 
 
 def _failure(document: dict[str, Any]) -> StreamFailed:

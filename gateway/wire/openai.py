@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from backends.errors import StreamFailed
 from gateway.errors import GatewayError
-from gateway.terms import Ask, Size, Standing, Standings, Usage
+from gateway.terms import Ask, Size, Standings, Usage
 from gateway.wire import sse
 from gateway.wire.answer import UNMEASURED, Answer, Translator, single
 
@@ -176,9 +176,15 @@ def _failure(document: dict[str, Any]) -> StreamFailed | None:
 
 def limit_lines(standings: Standings) -> bytes:
     """https://platform.openai.com/docs/guides/rate-limits, "Rate limits in headers"."""
+    lines = b""
     requests, tokens = standings
-    lines = b"" if requests is None else _REQUEST_LINES % _told(requests)
-    return lines if tokens is None else lines + _TOKEN_LINES % _told(tokens)
+    if requests is not None:
+        told = requests.limit, requests.remaining, _duration(requests.reset)
+        lines = _REQUEST_LINES % told
+    if tokens is not None:
+        told = tokens.limit, tokens.remaining, _duration(tokens.reset)
+        lines += _TOKEN_LINES % told
+    return lines
 
 
 _REQUEST_LINES = (
@@ -188,15 +194,11 @@ _REQUEST_LINES = (
 _TOKEN_LINES = _REQUEST_LINES.replace(b"requests", b"tokens")
 
 
-def _told(standing: Standing) -> tuple[int, int, bytes]:
-    return standing.limit, standing.remaining, _duration(standing.reset)
-
-
 def _duration(milliseconds: int) -> bytes:
     """As Go writes one: `120ms`, `1.5s`, `6m0s`, `1h0m0s`; from a minute on in whole seconds."""
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds if milliseconds else b"0s"
     if milliseconds < 60_000:
-        if 0 < milliseconds < 1000:
-            return b"%dms" % milliseconds
         return b"%gs" % (milliseconds / 1000)
     minutes, seconds = divmod(-(-milliseconds // 1000), 60)
     hours, minutes = divmod(minutes, 60)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec import field
+
+from backends.base import Demand
 from gateway.admit import Admission, Permit
 from gateway.estimate import Estimates
 from gateway.limits.memory import Alone, microseconds
@@ -16,9 +19,7 @@ from gateway.terms import Principal, Size, Usage
 class Kept(Permit):
     """A permit whose endings are kept: what was charged, nothing where it was refunded."""
 
-    def __init__(self, admission: Counting, principal: Principal, route: Route, size: Size) -> None:
-        super().__init__(admission, principal.key, route, size, None, 0)
-        self.endings: list[Usage] = []
+    endings: list[Usage] = field(default_factory=list)
 
     def settle(self, usage: Usage, events: int) -> Usage:
         first = self._used is None
@@ -59,7 +60,7 @@ class Counting(Admission):
                 await asyncio.Event().wait()
             finally:
                 self.waiting -= 1
-        permit = Kept(self, principal, route, size)
+        permit = Kept(self, principal.key, route, size, Demand())
         self.given.append(permit)
         return permit
 

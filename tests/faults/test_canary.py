@@ -69,7 +69,7 @@ STAGES: list[tuple[Any, str]] = [
     (Reply, "whole"),
     (Reply, "start_stream"),
     (Spoken, "status"),
-    (Account, "_line"),
+    (Account, "_time"),
 ]
 
 

@@ -190,13 +190,15 @@ async def test_a_refusal_tells_of_the_same_rules_and_has_taken_nothing() -> None
 
 
 async def test_slots_are_told_only_where_they_refuse() -> None:
-    desk = Desk(key="{concurrency: 2, requests_per_minute: 100}")
+    desk = Desk(key="{concurrency: 2, requests_per_minute: 100, tokens_per_minute: 1000}")
     first = await desk.admit(Size(answers=2, output_limit=1))
     assert first.standings[0] is not None
     assert first.standings[0].limit == 100
-    requests, _ = (await desk.refused()).standings
+    requests, tokens = (await desk.refused()).standings
     assert requests is not None
+    assert tokens is not None
     assert (requests.limit, requests.remaining, requests.reset) == (2, 0, 1000)
+    assert (tokens.limit, tokens.remaining) == (1000, 997)
 
 
 # When counts are out of reach

@@ -59,9 +59,21 @@ def test_what_is_no_trace_is_replaced_by_a_new_one(sent: str) -> None:
 
 
 def test_a_trace_is_made_where_none_is_sent() -> None:
-    first, second = passed(head())[1], passed(head())[1]
+    (fields, first), (_, second) = passed(head()), passed(head())
     assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
     assert first.trace_id != second.trace_id
+    _, trace, span, _ = fields["traceparent"].split("-")
+    assert span not in trace
+
+
+def test_no_span_is_of_zeros_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unlucky:
+        def getrandbits(self, bits: int) -> int:
+            return 0
+
+    monkeypatch.setattr(passing, "_random", Unlucky())
+    fields, _ = passed(head(traceparent=f"00-{TRACE}-{SPAN}-01"))
+    assert fields["traceparent"] == f"00-{TRACE}-{'0' * 15}1-01"
 
 
 def test_only_named_fields_pass() -> None:
