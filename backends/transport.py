@@ -52,6 +52,8 @@ class Transport:
         limits: Limits | None = None,
         addresses: Callable[[str], Sequence[str]] = _left_to_the_system,
     ) -> None:
+        # From the first request on: asyncio asks the system each time it is asked.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.limits = limits or Limits()
         self._addresses = addresses
         self._worked: dict[Origin, str] = {}
@@ -66,7 +68,10 @@ class Transport:
         `head` and `body` are a whole HTTP request, which may be all in `head`. Its transfer's
         `done` is set after the sink's last call.
         """
-        transfer = Transfer(self, replica.origin, (head, body) if body else (head,), sink)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        transfer = Transfer(self, loop, replica.origin, (head, body) if body else (head,), sink)
         sink.begin(transfer, replica)
         transfer.launch()
         return transfer
@@ -125,10 +130,10 @@ class Transport:
     def open_connections(self) -> int:
         return len(self._all)
 
-    def take(self, origin: Origin) -> Connection | None:
+    def take(self, origin: Origin, now: float) -> Connection | None:
         """The idle connection used last: it is the least likely to be closed by the server."""
         idle = self._idle.get(origin)
-        oldest = asyncio.get_running_loop().time() - self.limits.idle
+        oldest = now - self.limits.idle
         while idle:
             connection = idle.pop()
             if not idle:
@@ -268,9 +273,14 @@ class Transfer:
     )
 
     def __init__(
-        self, transport: Transport, origin: Origin, request: tuple[bytes, ...], sink: Sink
+        self,
+        transport: Transport,
+        loop: asyncio.AbstractEventLoop,
+        origin: Origin,
+        request: tuple[bytes, ...],
+        sink: Sink,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._transport = transport
         self._request = request
         self._sink = sink
@@ -285,7 +295,7 @@ class Transfer:
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     def launch(self) -> None:
-        connection = self._transport.take(self.origin)
+        connection = self._transport.take(self.origin, self._loop.time())
         if connection is None:
             self._task = self._transport.connect(self)
         else:

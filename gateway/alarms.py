@@ -69,10 +69,12 @@ class Alarms:
     """Those of one process. Mutable state: the ones nobody has, with timers that still run."""
 
     def __init__(self) -> None:
+        #: To ask asyncio each time asks the system for the process each time.
+        self.loop = asyncio.get_running_loop()
         self._free: list[Alarm] = []
 
-    def take(self, loop: asyncio.AbstractEventLoop) -> Alarm:
-        return self._free.pop() if self._free else Alarm(loop)
+    def take(self) -> Alarm:
+        return self._free.pop() if self._free else Alarm(self.loop)
 
     def give(self, alarm: Alarm) -> None:
         alarm.stop()

@@ -8,7 +8,6 @@ words of a broken stream cannot fall inside one.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -63,7 +62,7 @@ class Relay:
         leave: Callable[[], None],
         alarms: Alarms,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = alarms.loop
         self._reply = reply
         self._translator = translator
         self._kind = route.pool.kind
@@ -75,7 +74,7 @@ class Relay:
         self._deadline = deadline
         self._accepted = self._loop.time()
         self._alarms = alarms
-        self._alarm = alarms.take(self._loop)
+        self._alarm = alarms.take()
         self._paused_at = 0.0
         self._spoke = 0.0
         self.first_event = 0.0

@@ -85,12 +85,12 @@ def test_one_that_ends_leaves_no_timer(clock: Clock, rung: list[str]) -> None:
 
 
 def test_one_that_is_given_back_is_stopped_and_taken_again(clock: Clock, rung: list[str]) -> None:
-    alarms, loop = Alarms(), asyncio.get_running_loop()
-    first, second = alarms.take(loop), alarms.take(loop)
+    alarms = Alarms()
+    first, second = alarms.take(), alarms.take()
     assert first is not second
     first.set(clock.now + 5, lambda: rung.append("a"))
     alarms.give(first)
-    assert alarms.take(loop) is first
+    assert alarms.take() is first
     assert not first.is_set
     clock.wait(10)
     assert rung == []

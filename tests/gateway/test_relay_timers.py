@@ -1,7 +1,5 @@
 """The relay in time: early status, heartbeats, stalls, slow callers; the test moves the clock."""
 
-import asyncio
-
 import orjson
 import pytest
 
@@ -255,7 +253,7 @@ def test_no_alarm_outlives_the_request(stream: Stage, clock: Clock, begun: bool)
     alarm = stream.relay._alarm
     stream.relay.close()
     assert not alarm.is_set
-    assert stream.alarms.take(asyncio.get_running_loop()) is alarm, "the next one has its timer"
+    assert stream.alarms.take() is alarm, "the next one has its timer"
     clock.wait(1000)
     assert stream.failed() is None
     assert clock.armed == 0
