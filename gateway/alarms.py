@@ -1,8 +1,8 @@
 """Timers that are set and stopped for every request, and hardly ever ring.
 
-To make a timer of the event loop costs as much as a hundred lines of code, to end it as much
-again. So an alarm that is stopped leaves its timer where it is: whoever sets it next mostly wants
-to be called later than that, and when the timer comes it looks whether it is time.
+To make and to end a timer of the event loop costs more than a hundred steps of Python. So an alarm
+that is stopped leaves its timer where it is: whoever sets it next mostly wants to be called later
+than that, and when the timer comes it looks whether it is time.
 """
 
 from __future__ import annotations
