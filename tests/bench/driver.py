@@ -1,6 +1,7 @@
 """Takes the measures: one peer, one load, all that was spent and seen meanwhile."""
 
 import contextlib
+import statistics
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from tests.bench.measures import MAXIMA, Figures, Measure, Rounds
 from tests.bench.peers import PEERS, Place
 
 WARM_UP = 50  # requests before each measure
-QUICK = 0.2  # of the requests
+QUICK = 0.4  # of the requests
 MEMORY_EVERY = 0.3  # seconds
 
 
@@ -33,6 +34,13 @@ def peak_memory(pid: int | None) -> Iterator[list[float]]:
         thread.join()
 
 
+def middle(taken: Sequence[Figures]) -> Figures:
+    """The median of each figure, but every error."""
+    names = [name for name in taken[0] if name != "first_error"]  # the one that is a text
+    figures = {name: statistics.median(each[name] for each in taken) for name in names}
+    return figures | {"errors": sum(each["errors"] for each in taken)}
+
+
 class Driver:
     """Built programs and a stand-in. Mutable state: `rounds`, `failed`, `rates`, `idle`."""
 
@@ -42,6 +50,7 @@ class Driver:
         self.failed: dict[tuple[str, str], str] = {}  # peer and what it failed at: why
         self.rates: dict[str, float] = {}  # half of the gateway's maximum, a second
         self.idle: dict[running.Running, float] = {}  # MB before its first load
+        self._taken: dict[tuple[str, str, int], list[Figures]] = {}
         self.proxy_core, self.load_core = running.cores()
 
     @contextlib.contextmanager
@@ -81,13 +90,15 @@ class Driver:
         return 1e6 / figures["cpu_us"]
 
     def take(self, one: running.Running, measure: Measure, number: int) -> None:
-        """Measures, and keeps the figures as those of round `number`."""
+        """Measures; the figures of round `number` are the medians of all that is taken in it."""
         figures = self.measure(one, measure)
         name = one.peer.name
         if figures["errors"]:
             why = f"{figures['errors']} errors: {figures['first_error']}"
             self.failed[name, measure.name] = why
-        self.rounds.setdefault(measure.name, {}).setdefault(name, {})[number] = figures
+        taken = self._taken.setdefault((measure.name, name, number), [])
+        taken.append(figures)
+        self.rounds.setdefault(measure.name, {}).setdefault(name, {})[number] = middle(taken)
 
     def measure(
         self, one: running.Running, measure: Measure, rates: Mapping[str, float] | None = None

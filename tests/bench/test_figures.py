@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import bars, curve, drawing, install, measures, table
+from tests.bench import bars, curve, drawing, driver, install, measures, table
 from tests.bench.bars import Bar
 from tests.bench.measures import Figures, Measure, Rounds
 from tests.bench.peers import Peer
@@ -28,6 +28,11 @@ def plain(**peers: tuple[float, ...]) -> Rounds:
 def test_a_ratio_is_of_two_figures_of_the_same_round() -> None:
     peers = plain(fairgate=(10, 40), nginx=(5, 10))["plain"]
     assert table.ratios(peers, "fairgate", "nginx", "cpu_us") == {0: 2, 1: 4}
+
+
+def test_a_round_has_the_medians_of_its_turns_and_all_their_errors() -> None:
+    turns: list[Figures] = [{"cpu_us": cpu, "errors": cpu == 9.0} for cpu in (9.0, 1.0, 2.0)]
+    assert driver.middle(turns) == {"cpu_us": 2.0, "errors": 1}
 
 
 def test_a_round_that_failed_is_in_no_median_and_no_ratio() -> None:
