@@ -44,7 +44,8 @@ class Transport:
 
     Mutable state: `_idle`, the connections waiting for a request, newest last; `_all`, every
     connection; `_connecting`, the tasks that make one; `_sweep`, the timer that ends old idleness;
-    `_worked`, of hosts with several addresses the one that was connected to last.
+    `_worked`, of hosts with several addresses the one that was connected to last; `_loop`, in
+    which it lives from its first request on.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Transport:
         limits: Limits | None = None,
         addresses: Callable[[str], Sequence[str]] = _left_to_the_system,
     ) -> None:
-        # From the first request on: asyncio asks the system each time it is asked.
+        # asyncio asks the system each time it is asked for it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self.limits = limits or Limits()
         self._addresses = addresses

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 class Alarm:
     """Calls one function at one time. Mutable state: these, None while it is not set; the timer
-    and when that comes, never after the time that is set.
+    and when that comes, a millisecond after the time that is set at most.
     """
 
     __slots__ = ("_at", "_call", "_loop", "_timer", "_timer_at")
@@ -50,8 +50,10 @@ class Alarm:
             self._timer = None
 
     def _start(self) -> None:
-        self._timer_at = self._at
-        self._timer = self._loop.call_at(self._at, self._look)
+        # uvloop counts whole milliseconds and may come early; at once again, it would spin.
+        soonest = self._loop.time() + 0.001
+        self._timer_at = self._at if self._at > soonest else soonest
+        self._timer = self._loop.call_at(self._timer_at, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -66,7 +68,7 @@ class Alarm:
 
 
 class Alarms:
-    """Those of one process. Mutable state: the ones nobody has, with timers that still run."""
+    """Those of one process. Mutable state: the ones nobody has, most with a timer that runs on."""
 
     def __init__(self) -> None:
         #: To ask asyncio each time asks the system for the process each time.

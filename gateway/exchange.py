@@ -32,7 +32,7 @@ from gateway.wire.prefix import affinity
 
 @dataclass(slots=True)
 class Gateway:
-    """The live objects a request meets. Mutable state: `live`, the requests under way."""
+    """The live objects a request meets. Mutable state: `live`, the requests under way; `alarms`."""
 
     config: Config
     keys: Keys
@@ -208,7 +208,6 @@ class Exchange:
                 try:
                     await turn.send(call, relay)
                 finally:
-                    relay.close()
                     errand.reached = errand.reached or relay.reached
                     record.attempts += turn.attempts
                     if relay.first_event:
@@ -218,6 +217,8 @@ class Exchange:
             if relay.reached or self.reply.state is not State.NONE:
                 raise
             return exc
+        finally:
+            relay.close()
         return None
 
     def _demand(self, errand: Errand) -> Demand:

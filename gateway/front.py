@@ -254,7 +254,8 @@ class Front(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         task = self.loop.create_task(cycle.run_asgi(app))
         cycle.task = task  # so that whoever answers can be cancelled without looking for it
-        self.tasks.add(task)  # until it is over: `Visit.run_asgi`
+        # Until it is over, as `Visit.run_asgi` tells: nobody cancels it before its first step.
+        self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
         visit = self.cycle

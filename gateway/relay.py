@@ -279,8 +279,7 @@ class Relay:
         if self._stream and not self.promised and not self._paused_at:
             # An event may come now and be the last for long: be awake for what is due after it.
             wake = min(wake, now + self._timeouts.heartbeat, now + self._timeouts.stall)
-        soonest = now + 0.001  # what is due by a rounding only, at once again, would be for ever
-        self._alarm.set(wake if wake > soonest else soonest, self._tick)
+        self._alarm.set(wake, self._tick)
 
     def _next(self, now: float) -> float:
         times = self._timeouts

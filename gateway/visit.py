@@ -51,7 +51,6 @@ class Visit(RequestResponseCycle):
         self.logger = front.logger
         self.default_headers = default_headers  # type: ignore[assignment]
         self.message_event = asyncio.Event()
-        self.on_response = front.on_response_complete
         self.disconnected = False
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = expects_100
@@ -113,7 +112,7 @@ class Visit(RequestResponseCycle):
         self.message_event.set()
         if not self.keep_alive:
             self.front.close_after(self.more_body)
-        self.on_response()
+        self.front.on_response_complete()
 
     def _send(self, piece: bytes, end: bytes) -> None:
         """One write for all there is to say: the head, if still here, the piece and the end."""
@@ -145,7 +144,9 @@ class Visit(RequestResponseCycle):
             self.finish(message.get("body", b""))
 
     async def run_asgi(self, app: Any) -> None:
-        """As uvicorn's, which makes a callback and a message for what is an assignment here."""
+        """As uvicorn's, without callbacks for each request: an answer that is not whole when the
+        application is done is a fault of ours, whatever there is of it.
+        """
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
@@ -154,7 +155,6 @@ class Visit(RequestResponseCycle):
             self.logger.error("Exception in ASGI application", exc_info=exc)
             self._break_off()
         finally:
-            self.on_response = _nothing  # it refers to the connection
             self.front.tasks.discard(self.task)
 
     def _break_off(self) -> None:
@@ -166,10 +166,6 @@ class Visit(RequestResponseCycle):
         except BaseException:  # not even that can be said
             self.transport.abort()
             raise
-
-
-def _nothing() -> None:
-    """What an ended visit tells its connection."""
 
 
 def lines_of(fields: Iterable[tuple[bytes, bytes]]) -> Lines:

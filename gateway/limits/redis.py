@@ -170,8 +170,8 @@ def checked(make: Callable[[str], Sequence[Any]], url: str) -> Sequence[Any]:
 
 
 def clients(url: str) -> Sequence[Any]:
-    """A client that asks once, speaks no more than it must, and waits for as long as it is let;
-    then those it uses, which are to be closed too.
+    """A client that asks once, speaks no more than it must, and waits for as long as it is let,
+    but for no node of a cluster longer than `_ASIDE`; then those it uses, to be closed too.
 
     `redis://`, `rediss://`, `redis+sentinel://host,host/service/db` or `redis+cluster://host,host`,
     with redis-py's own parameters after `?` (`ssl_ca_certs=...`).

@@ -36,6 +36,7 @@ class Answer(msgspec.Struct):
 
 
 _answer = msgspec.json.Decoder(Answer)
+_ABSENT = Raw(b"")
 #: Of a request that is charged nothing.
 UNMEASURED = Size()
 
@@ -88,7 +89,7 @@ class Translator:
         that the engine gave up on it.
         """
         try:
-            answer = _answer.decode(body)
+            answer = _looked_at(body)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise BadAnswer(f"a plain answer that is not a JSON object: {exc}") from None
         if answer.usage:
@@ -131,7 +132,8 @@ class Translator:
         """A plain answer with the caller's name in place of `model`, its own."""
         sent = b'"model":%b' % bytes(model)
         at = body.find(sent)
-        if at > 0 and body.find(b"{", 1, at) < 0 and body.find(b"[", 1, at) < 0:
+        first = body.find(b'"model"') == at
+        if first and at > 0 and body.find(b"{", 1, at) < 0 and body.find(b"[", 1, at) < 0:
             return b"%b%b%b" % (body[:at], self._named, body[at + len(sent) :])
         document = _object.decode(body)  # it comes later, or is written in another way
         document["model"] = Raw(self._named.partition(b":")[2])
@@ -147,6 +149,16 @@ class Translator:
             return events
         self._name_sent = found.group()
         return _MODEL.sub(lambda _: self._named, events)
+
+
+def _looked_at(body: bytes) -> Answer:
+    """Raises msgspec.DecodeError where it is no JSON object."""
+    try:
+        return _answer.decode(body)
+    except msgspec.ValidationError:  # choices of another shape are not ours to judge
+        told = _object.decode(body)
+    model, usage, tokens = (told.get(n, _ABSENT) for n in ("model", "usage", "input_tokens"))
+    return Answer(model, usage, tokens)
 
 
 def single(events: bytes, prefix: bytes) -> bool:

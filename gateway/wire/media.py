@@ -65,18 +65,17 @@ _content = msgspec.json.Decoder(list[dict[str, Raw]])
 _anything = msgspec.json.Decoder()
 
 
-def messages_without(value: Raw) -> int | None:
-    """How many messages there are, where none of them can hold media: nearly none does, and this
-    is cheap to see. None where they need a closer look.
+def none_in(value: Raw, most: int) -> bool:
+    """Whether these are messages, at most so many, of which none can hold media: nearly none does,
+    and this is cheap to see. Where it is not so they need a closer look.
     """
     try:
         messages = _messages.decode(value) or ()
     except (msgspec.DecodeError, RecursionError):
-        return None
-    for message in messages:
-        if possible_in(message.content):
-            return None
-    return len(messages)
+        return False
+    if len(messages) > most:
+        return False
+    return all(not possible_in(message.content) for message in messages)
 
 
 def possible_in(content: Raw) -> bool:

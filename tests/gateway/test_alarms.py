@@ -61,6 +61,19 @@ def test_one_that_is_stopped_never_rings_and_keeps_its_timer(clock: Clock, rung:
     assert rung == []
 
 
+def test_a_clock_that_comes_early_is_waited_for_and_not_watched(
+    clock: Clock, rung: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop counts whole milliseconds: a timer may come a part of one before its time."""
+    exactly = clock.call_at
+    monkeypatch.setattr(clock, "call_at", lambda when, call: exactly(when - 0.0004, call))
+    alarm = alarm_of()
+    alarm.set(clock.now + 5, lambda: rung.append("a"))
+    clock.wait(6)
+    assert rung == ["a"]
+    assert clock.calls == 2
+
+
 def test_it_may_be_set_again_from_its_own_call(clock: Clock, rung: list[str]) -> None:
     alarm = alarm_of()
 

@@ -194,6 +194,8 @@ async def test_a_full_pool_is_overloaded_and_its_permit_is_given_back() -> None:
         assert (await post(gateway, PLAIN)).status == 503
         assert posts(engine) == 0
         assert await told(gateway, admission) == (503, "refused")
+        alarms = gateway.worker.composition.gateway.alarms
+        assert [alarm.is_set for alarm in alarms._free] == [False], "its alarm is given back, too"
 
 
 @pytest.mark.parametrize("body", [PLAIN, STREAM], ids=["plain", "stream"])

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.errors import GatewayError, InternalError
 from gateway.visit import Visit, lines_of
@@ -176,6 +177,15 @@ async def test_an_application_that_answered_is_done_with_as_is_one_nobody_hears(
     await run(made, front, leaves)
     assert not front.refused
     assert not wire.closed
+
+
+def test_a_visit_has_all_that_uvicorns_own_code_reads() -> None:
+    """It makes its fields itself; what stays of uvicorn's cycle is `receive`."""
+    fields = vars(RequestResponseCycle(*[cast(Any, None)] * 11)).keys()
+    read = fields & set(RequestResponseCycle.receive.__code__.co_names)
+    assert "waiting_for_100_continue" in read
+    made, _, _ = visit()
+    assert read <= vars(made).keys()
 
 
 async def test_what_starlette_answers_takes_the_same_way() -> None:

@@ -292,6 +292,30 @@ def test_a_tail_without_usage_leaves_it_unknown() -> None:
     assert wire.usage == Usage()
 
 
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b'{"a":[{"model":"x"}],"model":"x"}', b'{"a":[{"model":"x"}],"model":%b}'),
+        (b'{"a":{"model":"x"},"model":"y"}', b'{"a":{"model":"x"},"model":%b}'),
+        (b'{"model": "x","a":1}', b'{"model":%b,"a":1}'),
+        (b'{"model":7,"a":1}', b'{"model":%b,"a":1}'),
+        (b'{"object":"model","model":"x"}', b'{"object":"model","model":%b}'),
+        (b'{"model":"x","a":{"model":"x"}}', b'{"model":%b,"a":{"model":"x"}}'),
+        (b'{"model":"up","id":1,"model":"x"}', b'{"model":%b,"id":1}'),
+    ],
+)
+def test_only_the_models_name_at_the_top_is_exchanged(sent: bytes, told: bytes) -> None:
+    assert chat(stream=False).whole(sent) == told % orjson.dumps(NAME)
+
+
+@pytest.mark.parametrize("choices", [b'["x"]', b'{"a":1}', b'"abort"', b"[null]", b"7", b"null"])
+def test_choices_of_another_shape_are_not_ours_to_judge(choices: bytes) -> None:
+    wire = chat(stream=False)
+    body = b'{"model":"x","usage":{"prompt_tokens":3},"choices":%b}' % choices
+    assert wire.whole(body) == body.replace(b'"x"', orjson.dumps(NAME), 1)
+    assert wire.usage.prompt == 3
+
+
 def test_a_plain_answer_says_only_what_the_engine_said() -> None:
     assert chat(stream=False).whole(b'{"id":"1"}') == b'{"id":"1"}'
 

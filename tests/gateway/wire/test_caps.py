@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps
-from gateway.wire import caps
+from gateway.wire import caps, media
 from gateway.wire.caps import LONGEST_LIST, LONGEST_WORDS, SCHEMA_DEPTH, Check
 
 CAPS = Caps()
@@ -113,6 +113,26 @@ def test_a_cap_holds_on_both_its_sides(
 
 
 CHECKS: list[Check] = sorted({check for check, *_ in BOUNDARIES}, key=lambda check: check.__name__)
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_more_messages_than_allowed_are_not_looked_into(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of 32 MiB has room for millions of them, and the event loop waits for each."""
+    monkeypatch.setattr(media, "possible_in", lambda content: pytest.fail("looked into"))
+    refuse(caps.messages, [{"content": []}] * 3 + [{"content": "x" * size}], Caps(messages=3))
+
+
+def test_a_large_value_is_counted_before_anything_is_made_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(media, "none_in", lambda value, most: pytest.fail("made of each"))
+    refuse(caps.messages, [{"content": "x" * 300_000}] * 2, Caps(messages=1))
+
+
+def test_a_large_value_of_text_alone_passes() -> None:
+    accept(caps.messages, [{"content": "x" * 300_000}] * 2, Caps(messages=2))
 
 
 @pytest.mark.parametrize("check", [caps.choices, caps.logprobs, caps.prompts, caps.tools])
