@@ -61,7 +61,7 @@ def _plain(name: str, requests: int, connections: int, prompt: int = 1024) -> Me
 
 #: The paced streams come first: their memory is that of a process that has just started.
 MEASURES = (
-    Measure("paced", 500, ("--stream",), per="events", pace=20_000, streams=500),
+    Measure("paced", 500, ("--stream",), per="events", pace=20_000, streams=500, turns=1),
     _plain("plain", 5000, 64),
     _plain("plain c1", 1000, 1),
     _plain("plain c500", 5000, 500),
