@@ -152,7 +152,7 @@ class Replica:
 
     def choosable(self, now: float) -> bool:
         """Whether it may be chosen like any other, or for the one request of its probation."""
-        if self.drained or (self.concurrency is not None and self.full):
+        if self.drained or self.full:
             return False
         if self.health.sound:
             return True

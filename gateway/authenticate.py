@@ -52,7 +52,7 @@ async def authenticate(head: Head, keys: Keys, now: float) -> Principal:
 
 
 def _key(head: Head) -> bytes:
-    if head.repeated and head.repeated & _ONCE:
+    if head.repeated & _ONCE:
         raise InvalidRequest("The header with the API key was sent more than once.")
     bearer = head.fields.get(b"authorization")
     key = head.fields.get(b"x-api-key")

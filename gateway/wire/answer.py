@@ -22,21 +22,23 @@ _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _object = msgspec.json.Decoder(dict[str, Raw])
 
 
+_ABSENT = Raw(b"")
+
+
 class _Choice(msgspec.Struct, gc=False):
-    finish_reason: Raw = Raw(b"")
+    finish_reason: Raw = _ABSENT
 
 
 class Answer(msgspec.Struct):
     """What is looked at of a plain answer, raw values empty where they are not there."""
 
-    model: Raw = Raw(b"")
-    usage: Raw = Raw(b"")
-    input_tokens: Raw = Raw(b"")
+    model: Raw = _ABSENT
+    usage: Raw = _ABSENT
+    input_tokens: Raw = _ABSENT
     choices: list[_Choice] | None = None
 
 
 _answer = msgspec.json.Decoder(Answer)
-_ABSENT = Raw(b"")
 #: Of a request that is charged nothing.
 UNMEASURED = Size()
 
@@ -95,7 +97,7 @@ class Translator:
         if answer.usage:
             self._note_usage(answer.usage)
         self._note_answer(answer, body)
-        return self._renamed(body, answer.model) if answer.model else body
+        return self._rename_whole(body, answer.model) if answer.model else body
 
     def opening(self, head: bytes) -> bytes:
         """The beginning of a plain answer that is too large to be held."""
@@ -128,7 +130,7 @@ class Translator:
     def _note_usage(self, usage: Raw) -> None:
         raise AssertionError("a dialect has its own")
 
-    def _renamed(self, body: bytes, model: Raw) -> bytes:
+    def _rename_whole(self, body: bytes, model: Raw) -> bytes:
         """A plain answer with the caller's name in place of `model`, its own."""
         sent = b'"model":%b' % bytes(model)
         at = body.find(sent)

@@ -13,7 +13,7 @@ from redis.asyncio import Redis as Client
 from redis.exceptions import NoPermissionError
 
 from gateway.limits.base import Claim, Close, Rule, Settlement, Unavailable
-from gateway.limits.redis import Redis
+from gateway.limits.redis import Redis, clients
 from tests.fakes.redis import RedisServer, free_port
 from tests.fakes.redis_many import RedisCluster, RedisSentinels
 from tests.gateway.limits.counting import PREFIX, ids
@@ -196,3 +196,14 @@ async def test_a_cluster_takes_every_call() -> None:
         async with opened(servers.url, "no-tag") as untagged:
             with pytest.raises(Unavailable, match="slot"):
                 await granted(untagged)
+
+
+@pytest.mark.parametrize(
+    ("told", "connect"), [("", 0.15), ("?socket_connect_timeout=0.4", 0.4)], ids=["ours", "told"]
+)
+async def test_a_clusters_node_has_its_time_and_a_url_may_give_it_more(
+    told: str, connect: float
+) -> None:
+    (cluster,) = clients(f"redis+cluster://127.0.0.1:1,127.0.0.1:2{told}")
+    given = cluster.connection_kwargs
+    assert (given["socket_connect_timeout"], given["socket_timeout"]) == (connect, 0.15)
