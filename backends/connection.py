@@ -54,6 +54,10 @@ class Carried(Protocol):
     def data(self) -> Callable[[bytes], None]:
         """Takes a piece of the answer's body."""
 
+    @property
+    def sent(self) -> Callable[[], None]:
+        """Told when the request was written."""
+
     def carried(self, connection: Connection) -> tuple[bytes, ...]:
         """It is on this connection now; what to send."""
 
@@ -113,6 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         self._complete = False
         self._received = False
         self.transport.writelines(transfer.carried(self))
+        transfer.sent()
 
     def break_off(self) -> None:
         """Close at once, and tell the transfer that is carried."""

@@ -271,6 +271,7 @@ class Transfer:
         "data",
         "done",
         "origin",
+        "sent",
     )
 
     def __init__(
@@ -293,6 +294,7 @@ class Transfer:
         self.origin = origin
         #: The sink's own: nothing is to be done here for each piece.
         self.data = sink.data
+        self.sent = sink.sent
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     def launch(self) -> None:
@@ -330,7 +332,6 @@ class Transfer:
         self._connection = connection
         self._task = None
         self._sent_at = self._loop.time()
-        self._sink.sent()
         if self._paused:
             connection.transport.pause_reading()
         return self._request

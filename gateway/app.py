@@ -144,7 +144,8 @@ class App:
         record.key, record.team = principal.key, principal.team
         permit = await gateway.admission.count(record.request_id, principal)
         permit.settle(Usage(), 0)
-        reply.more_headers += speech_for(head).limit_lines(permit.standings) + permit.headers
+        reply.standings = permit.standings
+        reply.more_headers += permit.headers
         found = models.answer(head, gateway.routes, principal, self._state.started)
         reply.whole(orjson.dumps(found))
 

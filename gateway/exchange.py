@@ -142,7 +142,8 @@ class Exchange:
                 tokens=endpoint.charges_tokens,
             )
             record.admit_ms = milliseconds(time.monotonic() - self._began)
-            self.reply.more_headers += endpoint.limit_lines(permit.standings) + permit.headers
+            self.reply.standings = permit.standings
+            self.reply.more_headers += permit.headers
             errand = Errand(principal, ask, body, permit.demand, route, translator)
             try:
                 await self._send(errand)

@@ -116,6 +116,7 @@ class Relay:
 
     def sent(self) -> None:
         self.reached = True
+        self._reply.prepare()
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status

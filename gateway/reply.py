@@ -95,11 +95,12 @@ class Reply:
 
     __slots__ = (
         "_caller",
-        "_ids",
+        "_known",
         "_request_id",
         "_speech",
         "bytes_out",
         "more_headers",
+        "standings",
         "state",
         "status",
         "stream",
@@ -109,13 +110,19 @@ class Reply:
         self._caller = caller
         self._speech = speech
         self._request_id = request_id
-        self._ids = f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n".encode()
+        self._known: Lines = b""
         self.state = State.NONE
         self.status = 0
         self.stream = False
         self.bytes_out = 0
         #: For every answer to this caller, whatever it says.
         self.more_headers: Lines = b""
+        self.standings: Standings = (None, None)
+
+    def prepare(self) -> None:
+        """Write down what any answer's head will say: the engine's work is a good time for it."""
+        ids = f"x-request-id: {self._request_id}\r\nrequest-id: {self._request_id}\r\n".encode()
+        self._known = ids + self.more_headers + self._speech.limit_lines(self.standings)
 
     def start_stream(self, extra: Lines = b"") -> None:
         """Commit to a 200 and a stream; what fails from here on is told inside it."""
@@ -177,4 +184,6 @@ class Reply:
     def _start(self, status: int, headers: Lines, length: int | None) -> None:
         self.state = State.STATUS
         self.status = status
-        self._caller.begin(status, headers + self._ids + self.more_headers, length)
+        if not self._known:
+            self.prepare()
+        self._caller.begin(status, headers + self._known, length)
