@@ -157,7 +157,7 @@ def choose(
         flags = EMBEDDING_FLAGS + (() if probed.cpu else EMBEDDING_GPU_FLAGS)
         engines.append(vllm(name, source, "embedding", next(ports), probed, flags, EMBEDDING_ENV))
     if not engines:
-        raise EngineDied("no model to serve: both were left out")
+        raise EngineDied("no model to serve: name one with --model or --embedding-model")
     return engines
 
 
@@ -304,11 +304,13 @@ class Launched:
             finally:
                 await end(process, self._grace + KILLING)
             if engine.port not in self._answered:
-                raise EngineDied(f"{engine.name} did not start (status {status}):\n{tail(log)}")
+                raise EngineDied(
+                    f"{engine.name} did not start (status {status}); {log} ends:\n{tail(log)}"
+                )
             if start < RESTARTS:
                 line = f"ended (status {status}); starting it again, {start + 1} of {RESTARTS}"
                 self._say(Progress(engine, 0.0, line))
-        raise EngineDied(f"{engine.name} ended {RESTARTS + 1} times:\n{tail(log)}")
+        raise EngineDied(f"{engine.name} ended {RESTARTS + 1} times; {log} ends:\n{tail(log)}")
 
     async def _spawn(self, engine: Engine, log: Path) -> asyncio.subprocess.Process:
         # Our own settings may hold secrets; PYTHON* would lead to our packages.

@@ -5,6 +5,7 @@ The paths that model servers answer are found in a dictionary; Starlette keeps e
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -33,12 +34,29 @@ _EXPOSED = (
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
     b"vary: origin\r\n"
 )
-#: What people write after the address, and what the client would have added by itself.
-_BASE_URL_HINTS = (
-    (("/v1/v1/messages", "/v1/v1/"), "For the Anthropic SDK, base_url ends before /v1."),
-    (("/chat/completions", "/completions", "/embeddings", "/models"), "base_url must end in /v1."),
-    (("/messages",), "For the Anthropic SDK, base_url is this address without a path."),
-    (("/v1", "/v1/", "/"), "base_url is this address with /v1 (OpenAI) or without (Anthropic)."),
+#: All that a misdirected path can be told of.
+_PATHS = (*(f"POST {endpoint.path}" for endpoint in ENDPOINTS), f"GET {models.PATH}")
+_OPENAI = "(chat/completions|completions|embeddings)"
+#: What people write after the address, and what the client then adds by itself.
+_HINTS = tuple(
+    (re.compile(path), hint)
+    for path, hint in (
+        (
+            r"/v1/v1/messages(/.+)?|/v1/messages(/count_tokens)?/v1/.+",
+            "For the Anthropic SDK, base_url ends before /v1.",
+        ),
+        (r"/v1/v1/.+", "base_url must end in /v1 once; it is there twice."),
+        (
+            rf"(/v1/{_OPENAI})?/({_OPENAI}|models)",
+            "For the OpenAI SDK, base_url must end in /v1, with nothing after it.",
+        ),
+        (r"/messages", "For the Anthropic SDK, base_url is this address without a path."),
+        (r"(/v1)?/?", "base_url is this address with /v1 (OpenAI) or without (Anthropic)."),
+        (
+            r"/(metrics|status|events|limits(/reset)?|(un)?drain)",
+            "It is a path of the admin port (`admin_listen`), never of this one.",
+        ),
+    )
 )
 
 Answer = Callable[[Head, Reply, Record], Awaitable[None]]
@@ -133,7 +151,9 @@ class App:
         return _Asgi(run)
 
     def _cors(self, head: Head) -> bytes:
-        origin = head.fields.get(b"origin", b"")
+        origin = head.fields.get(b"origin")
+        if origin is None:
+            return b""
         if origin.decode("latin-1") not in self._origins and "*" not in self._origins:
             return b""
         return b"access-control-allow-origin: %b\r\n" % origin + _EXPOSED
@@ -191,7 +211,11 @@ def speech_for(head: Head) -> Spoken:
 
 
 def _no_such_path(path: str) -> str:
-    for prefixes, hint in _BASE_URL_HINTS:
-        if path in prefixes or path.startswith("/v1/v1/") and "/v1/v1/" in prefixes:
-            return f"There is nothing at this path. {hint}"
-    return "There is nothing at this path. The API is under /v1."
+    nothing = "There is nothing at this path."
+    meant = re.sub("/+", "/", path).rstrip("/")
+    if path != meant and meant in {endpoint.path for endpoint in ENDPOINTS}:
+        return f"{nothing} It has a slash too many: it is {meant}."
+    for misdirected, hint in _HINTS:
+        if misdirected.fullmatch(path):
+            return f"{nothing} {hint}"
+    return f"{nothing} The API is under /v1: {', '.join(_PATHS)}."

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
-from gateway.errors import InvalidRequest, Unauthorized
+from gateway.errors import InvalidRequest, TwoKeys, Unauthorized
 from gateway.terms import Head, Principal
 
 #: Any key of 16 to 256 visible ASCII characters, so that people can bring theirs.
@@ -41,8 +41,8 @@ class ConfiguredKeys:
 async def authenticate(head: Head, keys: Keys, now: float) -> Principal:
     """The principal of the request's key; `now` in seconds since the epoch, for keys that expire.
 
-    Raises Unauthorized, the same for no key, a malformed and an unknown one, and InvalidRequest
-    for a key given twice.
+    Raises Unauthorized, the same for no key, a malformed and an unknown one, of two different keys
+    one that says so whatever they are, and InvalidRequest for a header given twice.
     """
     digest = hashlib.sha256(_key(head)).digest()
     principal = keys.known(digest) or await keys.fetch(digest)
@@ -58,7 +58,9 @@ def _key(head: Head) -> bytes:
     key = head.fields.get(b"x-api-key")
     if bearer is not None:
         token = _BEARER.match(bearer)
-        if token is None or (key is not None and key != token[1]):
+        if key is not None and (token is None or key != token[1]):
+            raise TwoKeys
+        if token is None:
             raise Unauthorized
         return token[1]
     if key is None or not _KEY.match(key):

@@ -27,6 +27,8 @@ from gateway.settings import Config, Key
 from gateway.units import label
 
 _REPLICA_PROBLEM, _USAGE, _CANNOT_START = 1, 2, 3
+#: Where the number of words after `--` is kept while a command line is read.
+_AFTER = "fairgate.after"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,6 +62,9 @@ def main() -> None:
     multiple=True,
     help="host:port, [::]:port or unix:/path; may be given more than once.",
 )
+@click.option(
+    "--admin-listen", "admin", metavar="ADDR", help="Likewise for the admin port, one only."
+)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="Serving processes.")
 @click.option(
     "--log-level",
@@ -72,6 +77,7 @@ def serve(
     file: str | None,
     backends: tuple[str, ...],
     listen: tuple[str, ...],
+    admin: str | None,
     workers: int | None,
     log_level: str,
 ) -> None:
@@ -84,6 +90,8 @@ def serve(
     settings: dict[str, object] = {}
     if listen:
         settings["listen"] = list(listen)
+    if admin is not None:
+        settings["admin_listen"] = admin
     if workers is not None:
         settings["workers"] = workers
 
@@ -123,13 +131,57 @@ def serve_with(config: Config, source: Source, made: str | None) -> None:
         _fail(_CANNOT_START, str(exc))
 
 
-@main.command()
+class _BeforeAnEngine(click.Command):
+    """A command whose words after `--` are an engine's; click itself tells them from no others."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[_AFTER] = len(args) - args.index("--") - 1 if "--" in args else 0
+        return super().parse_args(context, args)
+
+
+def _engine_arguments(
+    context: click.Context, argument: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Raises UsageError for a word before `--`: most likely a model's name without its option,
+    which vLLM would pass over.
+    """
+    stray = given[: len(given) - context.meta[_AFTER]]
+    if stray:
+        raise click.UsageError(
+            f"{stray[0]!r} stands alone: name a model with --model {stray[0]}; "
+            "what is for vLLM stands after --"
+        )
+    return given
+
+
+def _model(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    """Raises BadParameter for a path that is not there: vLLM would look for it on the hub."""
+    if given and given.startswith(("/", "./", "../", "~")) and not os.path.exists(given):
+        raise click.BadParameter(f"no such folder: {given}")
+    return given
+
+
+@main.command(cls=_BeforeAnEngine)
 @click.option(
-    "--model", metavar="ID_OR_FOLDER", help="For chat: a Hugging Face id, a folder, or none."
+    "--model",
+    metavar="ID_OR_FOLDER",
+    callback=_model,
+    help="For chat: a Hugging Face id, a folder, or none.",
 )
-@click.option("--embedding-model", metavar="ID_OR_FOLDER", help="For embeddings; likewise.")
+@click.option(
+    "--embedding-model",
+    metavar="ID_OR_FOLDER",
+    callback=_model,
+    help="For embeddings; likewise.",
+)
 @click.option("--listen", metavar="ADDR", multiple=True, help="Default: 127.0.0.1:8080.")
-@click.argument("engine_arguments", metavar="[-- ENGINE ARGS]", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "engine_arguments",
+    metavar="[-- ENGINE ARGS]",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    callback=_engine_arguments,
+)
 def up(
     model: str | None,
     embedding_model: str | None,
@@ -142,6 +194,10 @@ def up(
     engine install` prepared, else that of `vllm` on PATH. Without --model: a small model where
     a hub answers, else a made-up one with random weights. One Ctrl-C ends all of it.
     """
+    if model == embedding_model == "none":
+        raise click.UsageError(
+            "--model none and --embedding-model none leave nothing to serve; leave out one of them"
+        )
     set_up_diagnostics("warning")
     console = Console(stderr=True)
     try:

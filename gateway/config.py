@@ -82,7 +82,8 @@ def discovered(backends: Sequence[str], **overrides: Any) -> Config:
 def override(config: Config, *, backends: Sequence[str] = (), **settings: Any) -> Config:
     """A configuration with settings of the command line in place of its own, checked again.
 
-    `listen` may be text or several; every other setting has its type in `Config`.
+    `listen` may be text or several, `admin_listen` may be text; every other setting has its type
+    in `Config`.
     Raises `ConfigError`.
     """
 
@@ -90,7 +91,9 @@ def override(config: Config, *, backends: Sequence[str] = (), **settings: Any) -
         return ConfigError(f"{path_text(path)}: {message}")
 
     if "listen" in settings:
-        settings["listen"] = _addresses(settings["listen"], error)
+        settings["listen"] = _addresses(settings["listen"], ("listen",), error)
+    if isinstance(settings.get("admin_listen"), str):
+        (settings["admin_listen"],) = _addresses(settings["admin_listen"], ("admin_listen",), error)
     if backends:
         settings["backends"] = tuple(_backend(url, error) for url in backends)
     changed = msgspec.structs.replace(config, **settings)
@@ -186,12 +189,12 @@ def _with_key(
     return msgspec.structs.replace(replica, api_key=key)
 
 
-def _addresses(given: Any, error: _Error) -> tuple[Address, ...]:
+def _addresses(given: Any, path: Path, error: _Error) -> tuple[Address, ...]:
     several = (given,) if isinstance(given, str | Address) else tuple(given)
     try:
         return tuple(Address.parse(one) if isinstance(one, str) else one for one in several)
     except ValueError as exc:
-        raise error(("listen",), str(exc)) from None
+        raise error(path, str(exc)) from None
 
 
 def _backend(url: str, error: _Error) -> ReplicaSettings:

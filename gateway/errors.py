@@ -8,6 +8,7 @@ GatewayError
 │   ├── HeadersTooLarge     431
 │   └── TooLargeForLimit    400   a limit of the caller's own is smaller than this one request
 ├── Unauthorized            401   no key, or not one of ours
+│   └── TwoKeys             401   two that differ: neither is looked up
 ├── NotFound                404   no such path
 │   └── ModelNotFound       404   no such model, or not for this key: the same answer
 ├── MethodNotAllowed        405
@@ -136,10 +137,21 @@ class Unauthorized(GatewayError):
     anthropic_type = "authentication_error"
     code = "invalid_api_key"
 
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "No valid API key. Send one of this gateway's keys as `Authorization: Bearer KEY` "
+            "or `x-api-key: KEY`."
+        )
+
+
+class TwoKeys(Unauthorized):
+    """Raised for two keys that differ. Says nothing of either: neither was looked up."""
+
     def __init__(self) -> None:
         super().__init__(
-            "No valid API key. Send one of this gateway's keys as `Authorization: Bearer KEY` "
-            "or `x-api-key: KEY`."
+            "Two different keys were sent: `Authorization` and `x-api-key` do not agree. Send one "
+            "of them only. Of ANTHROPIC_AUTH_TOKEN and ANTHROPIC_API_KEY, unset one."
         )
 
 

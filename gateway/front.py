@@ -114,7 +114,12 @@ class Front(HttpToolsProtocol):
             return
         if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
             return
-        self._idle.stop()
+        if self._in_head and not self._head_bytes:
+            data = data.lstrip(b"\r\n")  # empty lines before a request are none (RFC 9112 §2.2)
+            if not data:
+                return
+        if not self.flow.write_paused:
+            self._idle.stop()
         self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
@@ -157,8 +162,12 @@ class Front(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._active is not None and self._active.watcher is not None:
+        if self._active is None:
+            return
+        if self._active.watcher is not None:
             self._active.watcher.resume()
+        elif self._active.response_complete and not self.transport.is_closing():
+            self._go_on()
 
     def _idle_too_long(self) -> None:
         # What the caller has not read by now it will not read.
@@ -216,9 +225,9 @@ class Front(HttpToolsProtocol):
         )
         scope["extensions"] = {"fairgate.caller": visit, "fairgate.head": head}  # type: ignore[dict-item]
         self.cycle = visit
-        if self._active is None or self._active.response_complete:
+        if self._is_free():
             self._active = visit
-            self._start_asgi_task(visit, self.app)
+            visit.start(self.app)
         elif len(self.pipeline) < self.door.pipelined_requests:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
             self.pipeline.appendleft((visit, self.app))
@@ -251,12 +260,6 @@ class Front(HttpToolsProtocol):
             "state": {},
         }
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
-        cycle.task = task  # so that whoever answers can be cancelled without looking for it
-        # Until it is over, as `Visit.run_asgi` tells: nobody cancels it before its first step.
-        self.tasks.add(task)
-
     def on_body(self, body: bytes) -> None:
         visit = self.cycle
         if self._fault is not None or self._closing is not None or visit.response_complete:
@@ -272,6 +275,9 @@ class Front(HttpToolsProtocol):
         self._in_head = True
         if self._fault is None and self._closing is None:
             super().on_message_complete()
+            if self.cycle is self._active:
+                # Nobody asks for more of it, and a caller who leaves is known by what is read.
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -279,11 +285,24 @@ class Front(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
+        self._go_on()
+
+    def _is_free(self) -> bool:
+        """Whether the next request may begin. Not while the caller leaves the answer before it
+        unread: the answers would pile up here.
+        """
+        if self._active is None:
+            return True
+        return self._active.response_complete and not self.flow.write_paused
+
+    def _go_on(self) -> None:
+        """To what comes next on this connection, now that an answer is complete."""
+        if self.pipeline and self._is_free():
+            self._idle.stop()
             following, app = self.pipeline.pop()
             assert isinstance(following, Visit)
             self._active = following
-            self._start_asgi_task(following, app)
+            following.start(app)
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
         else:
@@ -325,11 +344,13 @@ class Front(HttpToolsProtocol):
         if self._active is not None:
             self.cycle = self._active
             self._active.keep_alive = False
+            if self._active.response_complete:  # and unread
+                self._idle.set(self.loop.time() + self.door.drain_for, self._idle_too_long)
         self._closing = 1 << 62  # read on, and forget it
 
     def _refuse_in_turn(self) -> None:
         """Refuse the request being read, after the answers that are due before it."""
-        if self._active is None or self._active.response_complete:
+        if self._active is None or (self._active.response_complete and not self.pipeline):
             assert self._fault is not None
             self.refuse(self._fault)
         elif self._active is self.cycle and not self.pipeline and self._active.more_body:

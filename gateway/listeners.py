@@ -17,6 +17,11 @@ from gateway.settings import Config
 from gateway.units import Address
 
 _BACKLOG = 2048
+#: What to do where the address of a setting cannot be had.
+_FIXES = {
+    "listen": "give another one with --listen, or `listen` in the file; `make run` takes LISTEN=",
+    "admin_listen": "give another one with --admin-listen, or `admin_listen` in the file",
+}
 
 
 class CannotStart(Exception):
@@ -83,8 +88,8 @@ def check_free(addresses: Iterable[Address]) -> None:
             bound(address, held)
 
 
-def bound(address: Address, held: contextlib.ExitStack) -> socket.socket:
-    """A listening socket, closed with `held`. Raises CannotStart."""
+def bound(address: Address, held: contextlib.ExitStack, setting: str = "listen") -> socket.socket:
+    """A listening socket, closed with `held`. Raises CannotStart, which names the setting."""
     try:
         if address.path is not None:
             return _unix(address.path, held)
@@ -104,7 +109,10 @@ def bound(address: Address, held: contextlib.ExitStack) -> socket.socket:
         sock.setblocking(False)
         return sock
     except OSError as exc:
-        raise CannotStart(f"cannot listen on {address}: {exc.strerror or exc}") from None
+        raise CannotStart(
+            f"cannot listen on {address}: {exc.strerror or exc}. "
+            f"The address is that of `{setting}`: {_FIXES[setting]}"
+        ) from None
 
 
 def shown(address: Address, sock: socket.socket) -> str:
@@ -119,12 +127,20 @@ def _unix(path: str, held: contextlib.ExitStack) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     held.callback(sock.close)
     if os.path.exists(path):
-        with socket.socket(socket.AF_UNIX) as other, contextlib.suppress(OSError):
-            other.connect(path)
-            raise CannotStart(f"cannot listen on unix:{path}: another process does")
+        if _answers(path):
+            raise OSError("another process does")
         os.unlink(path)  # left by a process that is gone
     sock.bind(path)
     held.callback(Path(path).unlink, missing_ok=True)
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as other:
+        try:
+            other.connect(path)
+        except OSError:
+            return False
+    return True

@@ -151,8 +151,7 @@ class Relay:
         elif self._size <= LARGEST_HELD:
             self._end_whole()
         else:
-            self._translator.closing(b"".join(self._held))
-            self._reply.end()
+            self._reply.end(self._translator.closing(b"".join(self._held)))
 
     def broken(self, exc: BackendError) -> None:
         if self._reply.state is not State.ENDED:  # what follows the last event harms nobody
@@ -232,7 +231,7 @@ class Relay:
 
     def _take_more(self, piece: bytes) -> None:
         self._size += len(piece)
-        self._reply.data(piece)
+        self._reply.data(self._translator.more(piece))
         self._held = [(b"".join(self._held) + piece)[-_TAIL:]]
 
     def _take_error(self, piece: bytes) -> None:

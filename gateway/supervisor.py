@@ -322,7 +322,7 @@ class Supervisor:
         if self.config.admin_listen is None:
             yield
             return
-        at = bound(self.config.admin_listen, held)
+        at = bound(self.config.admin_listen, held, "admin_listen")
         self.admin_address = shown(self.config.admin_listen, at)
         server = admin_server(self, self.config)
         serving = self._loop.create_task(server.serve(sockets=[at]))

@@ -24,6 +24,8 @@ from gateway.worker import Worker
 _PLAIN_EVERY = 10.0
 #: One person's own engines: nobody else has to notice that they go.
 _TIMEOUTS = Timeouts(lame_duck=0.0, drain=5.0)
+#: The admin port that the operator's commands ask.
+_ADMIN = Config().admin_listen
 
 
 class Loading:
@@ -102,7 +104,7 @@ async def _serve(
             worker = Worker(config, secret, file.fileno())
 
             def started(addresses: list[str]) -> None:
-                _tell(console, engines, addresses[0], key, log)
+                _tell(console, engines, addresses[0], key, log, worker.admin_address)
 
             await _first_to_end(worker.run(started), launched.watch())
     finally:
@@ -123,11 +125,22 @@ async def _first_to_end(*lives: Coroutine[None, None, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _tell(console: Console, engines: Sequence[Engine], address: str, key: str, log: Path) -> None:
+def _tell(
+    console: Console,
+    engines: Sequence[Engine],
+    address: str,
+    key: str,
+    log: Path,
+    admin: str | None,
+) -> None:
     url = address if address.startswith("unix:") else f"http://{address}"
     console.print(f"\n[bold]fairgate listens on {url}[/bold]\n  key     {key}", highlight=False)
     for engine in engines:
         console.print(f"  {engine.role:<9} {engine.name}", highlight=False)
+    if admin is not None and admin != str(_ADMIN):
+        # The operator's commands ask the usual port, which is another gateway's.
+        told = f"  {_ADMIN} is taken; ask this one with `fairgate status --admin http://{admin}`"
+        console.print(told, highlight=False, soft_wrap=True)
     console.print(f"  the log of requests is {log}\n", highlight=False)
     chat = next((engine.name for engine in engines if engine.role == "chat"), None)
     if chat is not None:

@@ -18,6 +18,7 @@ from gateway.reply import Lines, Watcher
 class Connection(Protocol):
     """What a visit asks of the connection it happens on."""
 
+    loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     flow: FlowControl
     logger: logging.Logger
@@ -106,9 +107,10 @@ class Visit(RequestResponseCycle):
     def finish(self, last: bytes = b"") -> None:
         if self.disconnected or self.response_complete:
             return
+        # Whether the caller reads this is nobody's concern any more: the engine has said it all.
+        self.watcher = None
         self._send(last, b"0\r\n\r\n" if self.chunked_encoding else b"")
         self.response_complete = True
-        self.watcher = None
         self.message_event.set()
         if not self.keep_alive:
             self.front.close_after(self.more_body)
@@ -142,6 +144,12 @@ class Visit(RequestResponseCycle):
             self.write(message.get("body", b""))
         else:
             self.finish(message.get("body", b""))
+
+    def start(self, app: Any) -> None:
+        """Have the application answer, in a task that whoever answers can be cancelled by."""
+        self.task = self.front.loop.create_task(self.run_asgi(app))
+        # Until it is over, as `run_asgi` tells: nobody cancels it before its first step.
+        self.front.tasks.add(self.task)
 
     async def run_asgi(self, app: Any) -> None:
         """As uvicorn's, without callbacks for each request: an answer that is not whole when the

@@ -162,7 +162,7 @@ class Worker:
             sockets = [bound(address, held) for address in self.config.listen]
             servers = [(data, sockets)]
             if self.config.admin_listen is not None:
-                at = bound(self.config.admin_listen, held)
+                at = bound(self.config.admin_listen, held, "admin_listen")
                 self.admin_address = shown(self.config.admin_listen, at)
                 servers.append((admin_server(self, self.config), [at]))
             # At once, so that `/readyz` can say that it is not ready yet.

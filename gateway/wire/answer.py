@@ -15,8 +15,8 @@ from msgspec import Raw
 
 from backends.errors import BadAnswer, StreamFailed
 from gateway.terms import Ask, Size, Usage
+from gateway.wire.large import MODEL, Renaming
 
-_MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -49,6 +49,9 @@ class Translator:
     Mutable state: `usage`, used so far; `events`, how many were relayed; `done`, whether the
     stream's own end was seen; `failed`, what the engine said went wrong inside a stream.
     """
+
+    #: Of an answer in pieces.
+    _renaming: Renaming
 
     def __init__(self, ask: Ask, fields: dict[str, Raw], size: Size = UNMEASURED) -> None:
         self.size = size
@@ -101,24 +104,31 @@ class Translator:
 
     def opening(self, head: bytes) -> bytes:
         """The beginning of a plain answer that is too large to be held."""
-        return _MODEL.sub(lambda _: self._named, head, count=1)
+        self._renaming = Renaming(self._named)
+        return self._renaming.feed(head)
 
-    def closing(self, tail: bytes) -> None:
-        """Take the usage from the end of such an answer."""
+    def more(self, piece: bytes) -> bytes:
+        """What follows of it."""
+        return self._renaming.feed(piece)
+
+    def closing(self, tail: bytes) -> bytes:
+        """The end of it; the usage is taken from its `tail`, which has been told."""
         found = _USAGE.findall(tail)
         if found:
             self._note_usage(Raw(found[-1]))
+        return self._renaming.rest()
 
     def _ordinary(self, events: bytes, prefix: bytes, going_on: bytes) -> int:
         """How much of a run are events that all begin with `prefix`, the last of them whole and
         holding `going_on`: such a stream says nothing else yet, and they need no closer look.
+        Only where they end in LF: another stream's events are not counted by that.
 
         Counting one long text is much cheaper than looking for several short ones in each event.
         0 where the run is of another kind.
         """
-        last = events.rfind(prefix)
-        if last < 0:
+        if not events.startswith(prefix):
             return 0
+        last = events.rfind(prefix)
         end = events.find(b"\n\n", last) + 2
         stop = end if end == len(events) and events.find(going_on, last) >= 0 else last
         alike = events.count(prefix, 0, stop) == events.count(b"\n\n", 0, stop)
@@ -146,11 +156,11 @@ class Translator:
         sent = self._name_sent
         if sent is not None and sent in events:
             return events if sent == self._named else events.replace(sent, self._named)
-        found = _MODEL.search(events)
+        found = MODEL.search(events)
         if found is None:
             return events
         self._name_sent = found.group()
-        return _MODEL.sub(lambda _: self._named, events)
+        return MODEL.sub(lambda _: self._named, events)
 
 
 def _looked_at(body: bytes) -> Answer:

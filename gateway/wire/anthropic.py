@@ -62,6 +62,8 @@ class AnthropicTranslator(Translator):
 
     def _look(self, events: bytes) -> bytes:
         """Events of which any may be the first, the last, or tell of something."""
+        if events[:1] == b":":  # after an event one is let pass: to look for it costs time
+            events = sse.without_comments(events)
         self.events += events.count(b"content_block_delta") // 2
         if b'"usage"' in events or b'"error"' in events or b"event: error" in events:
             events = self._read(events)

@@ -211,7 +211,14 @@ class Nesting:
         self._inside = 0
         self._escaping = False
 
+    @property
+    def at_top(self) -> bool:
+        """Whether what comes next stands right inside the outermost object, in no string."""
+        return self._deep == 1 and not self._inside
+
     def feed(self, piece: bytes) -> None:
+        if not piece:
+            return
         if self._escaping:
             piece = piece[1:]
         self._escaping = False

@@ -22,8 +22,10 @@ HEARTBEAT = b": ping\n\n"
 #: stay the same throughout a stream (vLLM `OpenAIServingChat.chat_completion_stream_generator`).
 _PREFIX = re.compile(rb'data: \{[^{}\[\]]{0,1024}"model"[^{}\[\]]{0,1024}"choices":\[\{')
 _GOING_ON = b'"finish_reason":null'
-_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
-_ABORT, _ABORTED = Raw(b'"abort"'), "the engine aborted the request"
+_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\](?:\s|[\r\n]:[^\r\n]*)*\Z")
+_ABORT, _ABORTED = b'"abort"', "the engine aborted the request"
+#: In so many bytes the end is found, and a comment after it.
+_TRAILING = 200
 _USAGE_GIVEN = re.compile(rb'"usage"\s*:\s*\{')
 
 
@@ -76,7 +78,7 @@ class OpenAITranslator(Translator):
             self.events += 1
             return self._prefix_named + events[len(prefix) :]
         stop = self._ordinary(events, prefix, _GOING_ON)
-        if not stop:
+        if not stop or events.find(_ABORT, 0, stop) >= 0:
             return self._look(events)
         ordinary = events[:stop]  # the same object, where it is all of them
         self.events += ordinary.count(b"\n\n")
@@ -85,12 +87,15 @@ class OpenAITranslator(Translator):
 
     def _look(self, events: bytes) -> bytes:
         """Events of which any may be the last, or tell of something."""
-        if b'"error"' in events or b'"abort"' in events or b'"usage"' in events:
+        if events[:1] == b":":  # after an event one is let pass: to look for it costs time
+            events = sse.without_comments(events)
+        if b'"error"' in events or _ABORT in events or b'"usage"' in events:
             events = self._read(events)
         self.events += events.count(b"\n\n") or len(sse.split(events))
-        if b"[DONE]" in events[-20:] and _DONE.search(events):
+        if b"[DONE]" in events[-_TRAILING:] and _DONE.search(events):
             self.done = True
             self.events -= 1
+            self.usage.exact = self.usage.exact or self.usage.prompt > 0
         return self._rename(events)
 
     def _read(self, events: bytes) -> bytes:
@@ -119,11 +124,14 @@ class OpenAITranslator(Translator):
         if not isinstance(usage, dict):
             return True
         self._note_usage(Raw(orjson.dumps(usage)))
-        return self._ask.wants_usage or bool(document.get("choices"))
+        if document.get("choices"):
+            self.usage.exact = False  # so far: there may be more to come
+            return True
+        return self._ask.wants_usage
 
     def _note_answer(self, answer: Answer, body: bytes) -> None:
         for choice in answer.choices or ():
-            if choice.finish_reason == _ABORT:
+            if choice.finish_reason == Raw(_ABORT):
                 raise StreamFailed(_ABORTED)
 
     def _note_usage(self, usage: Raw) -> None:

@@ -173,9 +173,12 @@ class Command(Program):
         assert found is not None, self.err.decode()
         return int(found[1])
 
-    def key(self) -> str:
-        found = re.search(rb"key for this run is (\S+)", self.err)
-        assert found is not None, self.err.decode()
+    async def key(self, timeout: float = 20.0) -> str:
+        """That of the form without a configuration, which is told after it listens."""
+        told = re.compile(rb"key for this run is (\S+)\n")
+        await until(lambda: bool(told.search(self.err)), timeout)
+        found = told.search(self.err)
+        assert found is not None
         return found[1].decode()
 
     async def ended(self, timeout: float = 20.0) -> int:

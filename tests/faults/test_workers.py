@@ -285,7 +285,7 @@ async def test_what_cannot_start_is_status_3_with_the_reason(
             reason = f"fairgate: cannot listen on {at}: Address already in use"
         elif fault == "admin port":
             text = text.replace("admin_listen: 127.0.0.1:0", f"admin_listen: {at}")
-            reason = f"fairgate: cannot listen on {at}: Address already in use"
+            reason = f"{at}: Address already in use. The address is that of `admin_listen`: "
         else:
             text += f"tls: {{cert_file: {certificate}, key_file: {certificate}}}\n"
             reason = "could not start: tls: the certificate or its key: "

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from gateway import config as configuration
+from gateway.admin import admin
 from gateway.worker import Worker
 from tests.fakes.certificates import self_signed
 from tests.fakes.client import Answer, request
@@ -90,7 +91,17 @@ async def test_health_has_no_body_and_asks_for_no_key() -> None:
     [
         ("/chat/completions", "must end in /v1"),
         ("/v1/v1/messages", "ends before /v1"),
-        ("/v1/v1/chat/completions", ""),
+        ("/v1/v1/messages/count_tokens", "ends before /v1"),
+        ("/v1/messages/v1/messages", "ends before /v1"),
+        ("/v1/v1/chat/completions", "must end in /v1 once"),
+        (f"{CHAT}/chat/completions", "must end in /v1, with nothing after it"),
+        (f"{CHAT}/models", "must end in /v1, with nothing after it"),
+        ("/v1/embeddings/embeddings", "must end in /v1, with nothing after it"),
+        (f"{CHAT}/", f"a slash too many: it is {CHAT}."),
+        ("/v1//messages", "a slash too many: it is /v1/messages."),
+        ("/metrics", "the admin port (`admin_listen`)"),
+        ("/status", "the admin port (`admin_listen`)"),
+        ("/limits/reset", "the admin port (`admin_listen`)"),
         ("/messages", "without a path"),
         ("/v1", "with /v1 (OpenAI)"),
         ("/v2/x", "The API is under /v1"),
@@ -102,6 +113,37 @@ async def test_a_wrong_base_url_is_told_the_right_one(path: str, hint: str) -> N
         assert answer.status == 404
         assert error_of(answer) == ("not_found_error" if "messages" in path else "not_found")
         assert hint in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses",
+        "/v1/rerank",
+        "/v1/messages/batches",
+        f"{CHAT}/x",
+        "/v1/x%0a",
+        "/v1/v1",
+        "/x",
+    ],
+)
+async def test_a_path_that_is_not_there_is_told_those_that_are(path: str) -> None:
+    async with port() as (gateway, _):
+        answer = await request(gateway.port, "POST", path, HEADERS, BODY)
+        assert answer.status == 404
+        told = answer.json()["error"]["message"]
+        assert all(f"POST {known}" in told for known in PATHS)
+        assert "GET /v1/models" in told
+
+
+async def test_every_page_of_the_admin_port_is_told_to_be_there() -> None:
+    async with port() as (gateway, _):
+        application: Any = admin(gateway.worker, None)
+        pages = {route.path for route in application.routes} - {"/healthz", "/readyz"}
+        assert "/metrics" in pages
+        for page in pages:
+            answer = await request(gateway.port, "GET", page, HEADERS)
+            assert "the admin port" in answer.json()["error"]["message"], page
 
 
 async def test_models_are_listed_in_the_dialect_of_who_asks() -> None:

@@ -97,6 +97,25 @@ async def test_two_different_keys_are_refused_whichever_is_right() -> None:
             await authenticate(head(authorization=b"Bearer " + bearer, x_api_key=key), Spy(), NOW)
 
 
+async def test_two_different_keys_are_told_to_be_two_and_nothing_else_of_them() -> None:
+    told: set[str] = set()
+    spy = Spy()
+    other, third = b"b" * 20, b"c" * 20
+    for bearer, key in (
+        (b"Bearer " + KEY, other),
+        (b"Bearer " + other, KEY),
+        (b"Bearer " + other, third),
+        (b"Basic " + KEY, KEY),
+        (b"Basic " + other, third),
+    ):
+        with pytest.raises(Unauthorized, match="^Two different keys were sent") as refused:
+            await authenticate(head(authorization=bearer, x_api_key=key), spy, NOW)
+        told.add(str(refused.value))
+    assert (len(told), spy.asked) == (1, [])
+    with pytest.raises(Unauthorized, match="^No valid API key"):
+        await authenticate(head(authorization=b"Basic " + KEY), spy, NOW)
+
+
 async def test_10_000_hostile_values_are_refused_and_no_store_sees_one() -> None:
     chosen = random.Random(2)
     spy, words = (

@@ -162,7 +162,7 @@ async def test_a_peer_that_speaks_otherwise_is_ended(
         peer.sendall(garbage)
         await asyncio.wait_for(channel.ended.wait(), 5)
         peer.settimeout(5)
-        assert peer.recv(10) == b""
+        assert await asyncio.to_thread(peer.recv, 10) == b""
     assert "is not understood" in caplog.text
 
 

@@ -1,16 +1,19 @@
 """What must hold between settings, the settings of later versions among them."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from gateway import checks
-from gateway.checks import problems
+from gateway.checks import NOT_YET, problems
 from gateway.document import path_text
 from gateway.settings import Caps, Config, Key, Limits, Model, ReplicaSettings, Team, Timeouts
 from gateway.units import Address
 
+ROOT = Path(__file__).parents[2]
 REPLICAS = (ReplicaSettings(url="http://h"),)
 POOL = Model(replicas=REPLICAS)
 ALIASED = Model(replicas=REPLICAS, aliases=("alias",))
@@ -135,6 +138,13 @@ def test_a_whole_configuration_of_a_later_version_holds() -> None:
 def test_a_setting_of_a_later_version_is_the_first_to_be_said() -> None:
     first = found(Config(trusted_proxies=("10.0.0.0/8",), workers=2))[0]
     assert first == "trusted_proxies: not in this version yet"
+
+
+def test_the_example_marks_just_the_settings_of_a_later_version() -> None:
+    text = (ROOT / "deploy" / "gateway.example.yaml").read_text().partition("\n\n")[2]
+    # The mark stands in the comment before a setting, or on its line.
+    marked = re.findall(r"\(later\).*\n(?: *#.*\n)* *(\w+):|^ *(\w+):.*\(later\)", text, re.M)
+    assert [before or beside for before, beside in marked] == list(NOT_YET)
 
 
 FIVE = Limits(concurrency=5)

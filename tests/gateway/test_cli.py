@@ -108,6 +108,27 @@ def test_wrong_usage_is_status_2(wrong: list[str]) -> None:
     assert run(*wrong).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["Qwen/Qwen3-0.6B", "--embedding-model", "none"], "with --model Qwen/Qwen3-0.6B;"),
+        (["Qwen/Qwen3-0.6B", "--", "--seed", "1"], "with --model Qwen/Qwen3-0.6B;"),
+        (["--model", "/nope"], "'--model': no such folder: /nope"),
+        (["--model", "none", "--embedding-model", "./nope"], "no such folder: ./nope"),
+        (["--model", "none", "--embedding-model", "none"], "leave nothing to serve"),
+    ],
+)
+def test_wrong_usage_of_up_is_told_before_anything_is_installed_or_loaded(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    def fail(environ: Any) -> None:
+        pytest.fail("looked for an engine")
+
+    monkeypatch.setattr(install, "found", fail)
+    result = run("up", *options)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+
+
 # keys, schema
 
 
@@ -233,10 +254,12 @@ def test_without_anything_it_serves_the_usual_server_on_loopback_with_a_key_of_i
 
 def test_options_stand_over_the_file(served: list[tuple[Config, str]]) -> None:
     options = ["--listen", "127.0.0.1:9", "--listen", "[::1]:9", "--backend", "http://gpu9:1"]
+    options += ["--admin-listen", "127.0.0.1:10"]
     result = run("serve", "--config", "-", *options, text=GOOD + "secret: of-the-file\n")
     assert result.exit_code == 0, result.stderr
     ((config, secret),) = served
     assert [str(address) for address in config.listen] == ["127.0.0.1:9", "[::1]:9"]
+    assert str(config.admin_listen) == "127.0.0.1:10"
     assert [backend.url for backend in config.backends] == ["http://gpu9:1"]
     assert set(config.models) == {"tiny"}
     assert secret == "of-the-file"
@@ -298,14 +321,20 @@ def test_off_loopback_it_refuses_to_start_without_keys(
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--listen", "nonsense"], ["--backend", "ftp://h"], ["--workers", "2"]]
+    "wrong",
+    [
+        ["--listen", "nonsense"],
+        ["--admin-listen", "nonsense"],
+        ["--backend", "ftp://h"],
+        ["--workers", "2"],
+    ],
 )
 def test_a_wrong_option_is_told_with_status_2(
     served: list[tuple[Config, str]], wrong: list[str]
 ) -> None:
     result = run("serve", *wrong)
     assert (result.exit_code, served) == (2, [])
-    assert wrong[0].removeprefix("--") in result.stderr
+    assert wrong[0].removeprefix("--").replace("-", "_") in result.stderr
 
 
 # serve: the real command
@@ -318,7 +347,7 @@ async def test_the_zero_configuration_form_prints_one_key_and_serves(tmp_path: P
         file.write_text("admin_listen: 127.0.0.1:0\n")
         async with Command(*options, "--config", str(file)) as command:
             port = await command.listening()
-            headers = [("authorization", f"Bearer {command.key()}")]
+            headers = [("authorization", f"Bearer {await command.key()}")]
             headers.append(("content-type", "application/json"))
             assert (await request(port, "POST", CHAT, headers, BODY)).status == 200
             assert (await request(port, "POST", CHAT, headers[1:], BODY)).status == 401
@@ -328,11 +357,15 @@ async def test_the_zero_configuration_form_prints_one_key_and_serves(tmp_path: P
         assert len([orjson.loads(line) for line in command.out.splitlines()]) == 2
 
 
-async def test_a_taken_port_is_status_3_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--listen", "--admin-listen"])
+async def test_a_taken_port_is_status_3_with_the_reason(option: str) -> None:
+    other = {"--listen": "--admin-listen", "--admin-listen": "--listen"}[option]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with Command("serve", "--listen", f"127.0.0.1:{port}") as command:
+        options = (option, f"127.0.0.1:{port}", other, "127.0.0.1:0")
+        async with Command("serve", *options) as command:
             assert await command.ended() == 3
+    assert f"give another one with {option}," in command.err.decode()
     assert f"fairgate: cannot listen on 127.0.0.1:{port}: Address already in use" in (
         command.err.decode()
     )
@@ -345,6 +378,15 @@ async def test_a_taken_port_is_status_3_with_the_reason(tmp_path: Path) -> None:
 def prepared(monkeypatch: pytest.MonkeyPatch, found: Path | None = Path("/engine/python")) -> None:
     monkeypatch.setattr(install, "found", lambda environ: found)
     monkeypatch.setattr(install, "home", lambda environ: Path("/engine"))
+
+
+def test_up_takes_a_folder_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepared(monkeypatch)
+    asked: list[str] = []
+    monkeypatch.setattr(launch, "choose", lambda *given, **named: asked.extend(given[:2]))
+    monkeypatch.setattr(starting, "run", lambda *given: None)
+    assert run("up", "--model", str(tmp_path), "--embedding-model", "org/e").exit_code == 0
+    assert asked == [str(tmp_path), "org/e"]
 
 
 def test_up_hands_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
@@ -362,9 +404,9 @@ def test_up_hands_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, state: 
     monkeypatch.setattr(launch, "choose", choose)
     monkeypatch.setattr(starting, "run", serve)
     options = ["--model", "org/m", "--embedding-model", "none", "--listen", "127.0.0.1:1"]
-    assert run("up", *options, "--", "--max-model-len", "10").exit_code == 0
+    assert run("up", *options, "--", "--max-model-len", "10", "--", "x").exit_code == 0
     chosen, started = asked
-    assert chosen == ("org/m", "none", Path("/engine/python"), ("--max-model-len", "10"))
+    assert chosen == ("org/m", "none", Path("/engine/python"), ("--max-model-len", "10", "--", "x"))
     assert started[:2] == ([], ("127.0.0.1:1",))
     assert started[3:] == (cli.kept_secret(), state / "logs" / "requests.jsonl")
 

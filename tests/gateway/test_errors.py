@@ -23,6 +23,7 @@ TABLE = {
     errors.HeadersTooLarge: (431, 431, "invalid_request_error", "invalid_request_error"),
     errors.TooLargeForLimit: (400, 400, "invalid_request_error", "invalid_request_error"),
     errors.Unauthorized: (401, 401, "invalid_request_error", "authentication_error"),
+    errors.TwoKeys: (401, 401, "invalid_request_error", "authentication_error"),
     errors.NotFound: (404, 404, "invalid_request_error", "not_found_error"),
     errors.ModelNotFound: (404, 404, "invalid_request_error", "not_found_error"),
     errors.MethodNotAllowed: (405, 405, "invalid_request_error", "invalid_request_error"),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import signal
 import socket
 import sys
@@ -191,6 +192,25 @@ async def test_a_taken_admin_port_is_no_reason_not_to_start(
     assert given == [address, "127.0.0.1:0"]
 
 
+async def test_an_admin_port_that_had_to_be_another_is_told_with_how_to_ask_it(
+    tmp_path: Path, one_loop: list[asyncio.Task[None]]
+) -> None:
+    this = Up(tmp_path, engine(free()))
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # taken by another already: as good
+            held.enter_context(socket.create_server(("127.0.0.1", 9464)))
+        async with running(this, one_loop, f"127.0.0.1:{free()}") as task:
+            await until(lambda: "Ctrl-C ends everything" in this.said.getvalue() or task.done(), 20)
+            said = re.search(
+                r"127\.0\.0\.1:9464 is taken; ask this one with "
+                r"`fairgate status --admin http://127\.0\.0\.1:(\d+)`",
+                this.said.getvalue(),
+            )
+            assert said is not None
+            told = await request(int(said[1]), "GET", "/status")
+            assert (told.status, list(told.json()["pools"])) == (200, ["tiny"])
+
+
 # What is seen meanwhile
 
 
@@ -228,6 +248,15 @@ def test_a_terminal_sees_the_newest_line_of_each_engine_and_is_left_clean(tmp_pa
 def test_without_a_chat_model_there_is_nothing_to_paste(tmp_path: Path) -> None:
     this = Up(tmp_path)
     embedding = engine(1, "minilm", "embedding")
-    up._tell(this.console, [embedding], "unix:/run/s.sock", "fg-key", this.log)
+    up._tell(this.console, [embedding], "unix:/run/s.sock", "fg-key", this.log, None)
     assert "fairgate listens on unix:/run/s.sock" in this.said.getvalue()
     assert "curl" not in this.said.getvalue()
+
+
+@pytest.mark.parametrize("admin", ["127.0.0.1:9464", None])
+def test_where_the_admin_port_is_the_usual_one_nothing_is_said_of_it(
+    tmp_path: Path, admin: str | None
+) -> None:
+    this = Up(tmp_path)
+    up._tell(this.console, [engine(1)], "127.0.0.1:8080", "fg-key", this.log, admin)
+    assert "--admin" not in this.said.getvalue()

@@ -36,6 +36,7 @@ class Front:
     """The connection a visit happens on."""
 
     logger = logging.getLogger()
+    loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport = Wire()
@@ -63,6 +64,38 @@ def visit(
     made = Visit(front, scope, [(b"date", b"now")], keep_alive=keep_alive)
     made.more_body = unread
     return made, wire, front
+
+
+class Watching:
+    """A watcher that counts what it is told."""
+
+    def __init__(self) -> None:
+        self.paused = 0
+
+    def gone(self) -> None: ...
+
+    def pause(self) -> None:
+        self.paused += 1
+
+    def resume(self) -> None: ...
+
+
+@pytest.mark.parametrize("last", [False, True])
+async def test_the_last_write_of_an_answer_holds_up_nobody(
+    last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it pauses is resumed by nobody: its watcher is not told of the end."""
+    made, wire, _ = visit()
+    made.watcher = watching = Watching()
+
+    def write(data: bytes) -> None:
+        if made.watcher is not None:
+            made.watcher.pause()  # as the connection does from inside a write that is too much
+
+    monkeypatch.setattr(wire, "write", write)
+    made.begin(200, b"", None)
+    made.finish(b"all") if last else made.write(b"some")
+    assert watching.paused == (0 if last else 1)
 
 
 async def test_head_and_first_piece_leave_in_one_write() -> None:

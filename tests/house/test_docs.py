@@ -9,6 +9,7 @@ import click
 import msgspec
 import pytest
 
+from backends.launch import TINY
 from gateway import config as configuration
 from gateway.cli import main
 from gateway.endpoints import ENDPOINTS
@@ -163,6 +164,19 @@ async def test_every_path_is_served_and_every_path_served_is_told() -> None:
             port = gateway.admin_port if path in ADMIN else gateway.port
             answer = await request(port, method, path.replace("{id}", "tiny"))
             assert answer.status in (200, 401), (method, path)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_every_example_asks_for_the_model_that_is_made_where_no_hub_answers(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = [b["text"] for b in _FENCE.finditer(text) if b["kind"] in ("python", "bash")]
+    for block in blocks:
+        for name in re.findall(r'model": ?"([^"]+)|model="([^"]+)|_MODEL=(\S+)', block):
+            assert TINY in name, block
+        # What a reader pastes shows that it worked.
+        assert "client." not in block or "print(" in block, block
+    claude = next(block for block in blocks if "ANTHROPIC_BASE_URL" in block)
+    assert "ANTHROPIC_SMALL_FAST_MODEL" in claude
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

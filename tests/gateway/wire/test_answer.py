@@ -266,29 +266,33 @@ def test_a_plain_answer_passes_but_for_the_model(name: str) -> None:
     assert wire.usage == PLAIN[name]
 
 
+def in_pieces(wire: Translator, body: bytes, size: int) -> bytes:
+    """What a caller is sent of a large plain answer that comes in pieces of so many bytes."""
+    told = wire.opening(body[:size])
+    for at in range(size, len(body), size):
+        told += wire.more(body[at : at + size])
+    return told + wire.closing(body[-4096:])
+
+
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("at", [4096, 100_000])
-def test_a_large_plain_answer_is_renamed_at_its_head_and_counted_at_its_tail(
-    name: str, at: int
-) -> None:
+@pytest.mark.parametrize("size", [7, 4096, 100_000])
+def test_a_large_plain_answer_is_renamed_and_counted_at_its_tail(name: str, size: int) -> None:
     wire = plain(name)
-    body = document(name)
-    told = wire.opening(body[:at]) + body[at:]
-    wire.closing(body[-4096:])
-    assert told == plain(name).whole(body)
+    assert in_pieces(wire, document(name), size) == plain(name).whole(document(name))
     if name != "count_tokens":  # it has no usage, and is never large
         assert wire.usage == PLAIN[name]
 
 
 def test_the_last_usage_of_a_tail_counts() -> None:
     wire = chat(stream=False)
-    wire.closing(b'"parts":[{"usage":{"prompt_tokens":1}}],"usage": {"prompt_tokens":5,"x":{}}}')
+    tail = b'"parts":[{"usage":{"prompt_tokens":1}}],"usage": {"prompt_tokens":5,"x":{}}}'
+    in_pieces(wire, b"{" + tail, 1 << 20)
     assert wire.usage == Usage(prompt=5, exact=True)
 
 
 def test_a_tail_without_usage_leaves_it_unknown() -> None:
     wire = chat(stream=False)
-    wire.closing(b'"usage":null}')
+    in_pieces(wire, b'{"usage":null}', 1 << 20)
     assert wire.usage == Usage()
 
 

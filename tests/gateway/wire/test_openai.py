@@ -78,7 +78,61 @@ def test_usage_beside_a_choice_stays_and_the_last_one_counts() -> None:
     first = event(choices=[{"index": 0}], usage={"prompt_tokens": 7, "completion_tokens": 1})
     last = event(choices=[{"index": 0}], usage=USAGE)
     assert b"".join(play(wire, [first + last])) == first + last
+    assert wire.usage == Usage(prompt=7, cached=5, completion=2)
+    play(wire, [b"data: [DONE]\n\n"])
     assert wire.usage == Usage(prompt=7, cached=5, completion=2, exact=True)
+
+
+def test_usage_of_one_choice_is_not_what_all_of_them_used() -> None:
+    """With `continuous_usage_stats` each choice's last event has it, and another goes on."""
+    wire = chat(wants_usage=True)
+    ended = event(
+        model=NAME,
+        choices=[{"index": 0, "finish_reason": "stop"}],
+        usage={"prompt_tokens": 7, "completion_tokens": 1},
+    )
+    play(wire, [delta("a"), ended, *[delta("b", index=1)] * 500])
+    assert not wire.usage.exact
+    assert (wire.usage.prompt, wire.events) == (7, 502)
+
+
+@pytest.mark.parametrize("ends", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("telling", ["error", "usage", "abort"])
+def test_what_one_event_of_a_run_tells_is_seen_beside_ordinary_ones(
+    telling: str, ends: bytes
+) -> None:
+    told = {
+        "error": event(error={"message": "x", "code": 500}),
+        "usage": event(model=NAME, choices=[], usage=USAGE),
+        "abort": delta("", finish_reason="abort"),
+    }[telling].replace(b"\n\n", ends)
+    ordinary = delta("a", index=1).replace(b"\n\n", ends)
+    for run in (told + ordinary, ordinary + told + ordinary):
+        wire = chat()
+        passed = b"".join(play(wire, [ordinary, run]))
+        assert told not in passed
+        if telling == "usage":
+            assert wire.usage.exact
+        else:
+            assert wire.failed is not None
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+def test_a_comment_is_no_part_of_an_answer(ends: bytes) -> None:
+    comment = b": ping - 2026" + ends + b":" + ends + ends
+    done, word = (each.replace(b"\n", ends) for each in (b"data: [DONE]\n\n", delta("a")))
+    wire = chat()
+    assert play(wire, [comment]) == []
+    assert wire.events == 0
+    assert play(wire, [comment + word, comment, word]) == [word, word]
+    assert (wire.events, wire.done) == (2, False)
+    play(wire, [done + comment])
+    assert wire.done
+
+
+def test_a_comment_inside_an_event_passes_with_it() -> None:
+    told = b": of this one\n" + delta("a")
+    assert play(chat(), [told]) == [told]
 
 
 def test_a_stream_that_broke_has_its_events_and_no_word_of_the_engines() -> None:
@@ -193,7 +247,6 @@ def test_an_aborted_choice_fails_the_stream(index: int) -> None:
         b'data: ["error"]\n\n',
         b'data: {"choices":["abort"]}\n\n',
         b'data: {"choices":"abort","x":"error"}\n\n',
-        b': "error"\n\n',
     ],
 )
 def test_what_cannot_be_read_passes_as_it_is(odd: bytes) -> None:
