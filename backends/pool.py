@@ -33,6 +33,9 @@ _BUSY = 1.0
 _ALIVE = 10.0
 #: Statuses below 500 that are about the gateway's own credential, which no caller has a part in.
 _OURS = (401, 403)
+#: Those that a caller of a configured model has no part in, and how long one is told only once.
+_MISCONFIGURED = (*_OURS, 404)
+_TOLD_AGAIN = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,9 @@ class Means:
 
 
 class Pool:
-    """Mutable state: the replicas' own, how many turns are `held`, the budget and the pace."""
+    """Mutable state: the replicas' own, how many turns are `held`, the budget and the pace;
+    `_told`, when it was told last that a URL refuses the gateway itself, by the status.
+    """
 
     def __init__(
         self, name: str, kind: Kind, replicas: Sequence[Replica], policy: Policy, means: Means
@@ -59,6 +64,7 @@ class Pool:
         self.held = 0
         self.budget = RetryBudget()
         self._pace = Pace()
+        self._told: dict[tuple[str, int], float] = {}
         self._clock = means.clock
 
     def pick(
@@ -144,6 +150,8 @@ class Pool:
         if not failure.blames:
             return
         replica.last_error = str(failure)
+        if isinstance(failure, Refused) and failure.status in _MISCONFIGURED:
+            self._tell_refused(replica, failure.status, now)
         ejected = False
         if failure.busy:
             replica.busy = now + _BUSY
@@ -158,6 +166,17 @@ class Pool:
             ejected = health.failed(now, failure.reason)
         if ejected:
             logger.warning("%s: %s is %s", self.name, replica.url, health.why(now))
+
+    def _tell_refused(self, replica: Replica, status: int, now: float) -> None:
+        """Once in a while, not for each request: callers are told only to ask the operator."""
+        if now - self._told.get((replica.url, status), -_TOLD_AGAIN) < _TOLD_AGAIN:
+            return
+        self._told[replica.url, status] = now
+        why = (
+            "no such model or path there" if status == 404 else "our credential is missing or wrong"
+        )
+        told = "%s: %s answers %d to requests (%s), and callers get 502: run check --probe"
+        logger.warning(told, self.name, replica.url, status, why)
 
     def _timed_out(self, replica: Replica, failure: UpstreamTimeout, now: float) -> bool:
         """One that is silent to all has stopped; one that is silent to one may only be slow."""

@@ -52,7 +52,7 @@ class Quarantine:
         deaths = self._deaths.get(fingerprint, ())
         now = self._clock()
         if sum(now - at < _REMEMBERED for _, at in deaths) >= _DEATHS:
-            raise KillsEngines(f"request {fingerprint} was in flight when engines died")
+            raise KillsEngines(f"the body {fingerprint} was in flight when engines died")
 
     def suspect(self, replica: Replica, body: bytes) -> None:
         """A request failed there; if the engine is found dead soon, this may be why."""
@@ -82,9 +82,13 @@ class Quarantine:
             self._deaths.popitem(last=False)
         recent = sum(now - at < _REMEMBERED for _, at in deaths)
         if recent < _DEATHS:
-            logger.warning("request %s was in flight when %s died", fingerprint, url)
+            told = "a body with the fingerprint %s (no request id) was in flight when %s died"
+            logger.warning(told, fingerprint, url)
         else:
-            told = "request %s was in flight when %s died, too; it is refused from now on"
+            told = (
+                "the body with the fingerprint %s (no request id) was in flight when %s died, too; "
+                "it is refused from now on"
+            )
             logger.error(told, fingerprint, url)
 
     def _fingerprint(self, body: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.feed import Feed
 from gateway.limits.report import Told
 from gateway.units import server_url
+
+logger = logging.getLogger("fairgate")
 
 #: The extension of the scope that breaks a request's connection off.
 CUT = "fairgate.cut"
@@ -162,7 +165,13 @@ def _drain(workers: Workers, out: bool) -> _Page:
             url = server_url(request.query_params.get("url", ""))
         except ValueError as exc:
             return _told(400, {"error": f"url: {exc}"})
-        return _told(*await workers.drain(url, out if request.method == "POST" else None))
+        if request.method != "POST":
+            return _told(*await workers.drain(url, None))
+        status, told = await workers.drain(url, out)
+        if status == 200:
+            done = "drained: nothing more is sent there" if out else "not drained any more"
+            logger.info("%s is %s, says the operator", url, done)
+        return _told(status, told)
 
     return drain
 

@@ -37,6 +37,7 @@ class Board:
         """Take in what probes saw; what waits at an engine judged dead moves at once."""
         now = self._clock()
         by_url = {verdict.url: verdict for verdict in verdicts}
+        told: dict[str, None] = {}  # models may have one URL on different terms
         for replica in self._replicas():
             verdict = by_url.get(replica.url)
             if verdict is None:
@@ -44,12 +45,14 @@ class Board:
             was_down = replica.health.down
             ejected = apply(verdict, replica, now, heard(replica))
             if ejected:
-                logger.warning("%s is taken out: %s", replica.url, replica.health.down)
+                told[f"{replica.url} is taken out: {replica.health.down}"] = None
                 evict(replica, replica.health.down)
             elif was_down and not replica.health.down:
-                logger.warning("%s answers again", replica.url)
+                told[f"{replica.url} answers again"] = None
             if ejected and not verdict.reachable:
                 self._quarantine.died(replica)
+        for line in told:
+            logger.warning("%s", line)
 
     def work(self) -> Work:
         """What this process has under way, of the replicas that have something."""

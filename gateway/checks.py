@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.document import Path, listed, path_text
 from gateway.settings import Caps, Config, Model, ReplicaSettings, Settings
+from gateway.terms import PRIVILEGED
 from gateway.units import is_loopback, size_text
 
 Problem = tuple[Path, str]
@@ -26,6 +27,8 @@ _OF_A_POOL = (
     *("kind", "upstream_model", "policy", "fallback", "limits", "timeouts"),
     *("cached_token_weight", "usage_in_streams", "request"),
 )
+#: A secret that can be guessed lets callers compute the cache salts of others.
+_SHORTEST_SECRET = 16
 _LIMITS = (
     "limits",
     "models.*.limits",
@@ -105,6 +108,11 @@ def _sharing(config: Config) -> Iterator[Problem]:
             yield ("redis",), "needs secret, which all gateways on it share"
         if config.workers > 1:
             yield ("workers",), "more than 1 needs secret, which they share"
+    elif len(config.secret) < _SHORTEST_SECRET:
+        yield (
+            ("secret",),
+            f"wanted at least {_SHORTEST_SECRET} characters, such as `openssl rand -hex 32` makes",
+        )
     clustered = (config.redis or "").startswith("redis+cluster:")
     if clustered and not re.match(r"[^{]*\{[^}]+\}", config.redis_prefix):
         yield (
@@ -228,7 +236,8 @@ def _keys(config: Config) -> Iterator[Problem]:
     digests: dict[str, int] = {}
     for index, key in enumerate(config.keys):
         if key.team not in config.teams:
-            yield ("keys", index, "team"), f"no team {key.team!r}; {listed(config.teams)}"
+            told = f"no team {key.team!r}; {listed(config.teams)}; a new one goes under `teams:`"
+            yield ("keys", index, "team"), told
         if key.name in names:
             yield ("keys", index, "name"), f"{key.name!r} is keys[{names[key.name]}] already"
         if key.sha256 in digests:
@@ -252,5 +261,8 @@ def _caps(config: Config) -> Iterator[Problem]:
         if caps.body > bodies:
             message = f"{size_text(caps.body)} is more than bounds.bodies, {size_text(bodies)}"
             yield (*path, "body"), message
+        for field in sorted(caps.privileged.keys() - PRIVILEGED):
+            told = f"no privileged field {field!r}; {listed(sorted(PRIVILEGED))}"
+            yield (*path, "privileged", field), told
         if caps.media.urls == "allow" and not caps.media.hosts:
             yield (*path, "media"), "urls: allow needs hosts, whose URLs the engine may fetch"

@@ -262,8 +262,9 @@ def check(file: str, probe: bool) -> None:
     except configuration.ConfigError as exc:
         _fail(_USAGE, str(exc))
     replicas = sum(len(model.replicas) for model in config.models.values())
+    name = "standard input" if file == "-" else file
     click.echo(
-        f"{file}: good. {len(config.models)} models on {replicas} replicas, "
+        f"{name}: good. {len(config.models)} models on {replicas} replicas, "
         f"{len(config.teams)} teams, {len(config.keys)} keys"
     )
     for finding in findings:

@@ -21,6 +21,7 @@ from gateway.accept import Bodies
 from gateway.account import Account
 from gateway.admit import Admission
 from gateway.authenticate import ConfiguredKeys
+from gateway.diagnosis import misnamed, place
 from gateway.estimate import Estimates
 from gateway.exchange import Gateway
 from gateway.fleet import BadFile, Fleet, Replicas
@@ -47,7 +48,8 @@ class Composition:
     """Everything one process serves with.
 
     Mutable state: `config`, the newest; what was made of it, `rulebook`, `report` and `gateway`,
-    which a reload replaces; its routes, which grow as servers of an unnamed configuration answer.
+    which a reload replaces; its routes, which grow as servers of an unnamed configuration answer;
+    `_misnamed`, what was told of servers that have not the model they are asked for.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Composition:
         self.metrics = Metrics(self)
         quarantine = Quarantine(secret.encode(), clock)
         self.means = Means(self.transport, self.metrics, quarantine, clock)
-        self.fleet = Fleet(self.transport, self._heard)
+        self.fleet = Fleet(self.transport, self._heard, self._models_of)
         self.courier = _courier(config)
         self.counter: Counter = self.courier or Alone(microseconds())
         self._rules = Rules()
+        self._misnamed: frozenset[str] = frozenset()
         #: Pools of configurations before this one, for as long as requests hold them.
         self._left: WeakSet[Pool] = WeakSet()
         self.rulebook = Rulebook(config, self._rules)
@@ -195,6 +198,23 @@ class Composition:
             length = _length(route)
             if length != route.max_model_len:
                 routes.table[name] = replace(route, max_model_len=length)
+        self._tell_misnamed()
+
+    def _tell_misnamed(self) -> None:
+        """Say which servers are asked for a model they have not, once each: calls there fail."""
+        found = frozenset(
+            f"{place(replica.url, [route.model])}: {wrong}"
+            for route in self.routes.table.values()
+            for replica in route.pool.replicas
+            if (has := [served.name for served in replica.capability.models])
+            and (wrong := misnamed(route.model, route.upstream_model, has))
+        )
+        for line in sorted(found - self._misnamed):
+            logger.warning(line)
+        self._misnamed = found
+
+    def _models_of(self, replica: Replica) -> list[str]:
+        return [pool.name for pool in self.routes.pools() if replica in pool.replicas]
 
     def _routed(self, config: Config, draft: Replicas, before: Mapping[str, Pool]) -> Routes:
         routes = Routes({})

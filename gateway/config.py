@@ -4,7 +4,9 @@ The only place that opens the file and looks at the environment. What a setting 
 means is in `settings`, what must hold between settings in `checks`.
 """
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ from gateway.settings import (
     Timeouts,
 )
 from gateway.units import ADDRESS_SCHEMA, Address
+
+logger = logging.getLogger("fairgate")
 
 __all__ = ["ConfigError", "discovered", "load", "override", "read", "schema", "text"]
 
@@ -49,6 +53,7 @@ def load(source: str, text: str, environ: Mapping[str, str]) -> Config:
             reader.over[noun] = reader.noun(noun, given[name], (name,)) if name in given else noun()
     config = reader.noun(Config, given, ())
     _check(config, document.error)
+    _warn(config, document.error)
     return _resolved(config, environ, document.error)
 
 
@@ -128,6 +133,14 @@ _Error = Callable[[Path, str], ConfigError]
 def _check(config: Config, error: _Error) -> None:
     for path, message in problems(config):
         raise error(path, message)
+
+
+def _warn(config: Config, error: _Error) -> None:
+    """Of what is good and hardly meant: `check` and `serve` show it on standard error."""
+    for index, key in enumerate(config.keys):
+        if key.expires is not None and key.expires.timestamp() <= time.time():
+            told = f"{key.expires:%Y-%m-%d} is past: the key {key.name} is refused"
+            logger.warning("%s", error(("keys", index, "expires"), told))
 
 
 def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Config:

@@ -13,6 +13,23 @@ import yaml
 _DEEPEST = 32
 _DOLLAR = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)\})?")
 
+#: What the parser means by its words, by how these begin: its context, and its problem. The line
+#: told is where the fault begins: with True that of the context.
+_PLAINLY = (
+    ("expected a single document", "", False, "a second document begins here: wanted one, no ---"),
+    ("while scanning a quoted", "found unexpected end", True, "a quote begins here and never ends"),
+    ("while parsing a flow sequence", "expected ','", True, "a [ begins here that no ] closes"),
+    ("while parsing a flow mapping", "expected ','", True, "a { begins here that no } closes"),
+    ("while parsing a flow node", "", True, "a [ or { begins here that nothing closes"),
+    ("", "found character '\\t'", False, "a tab: indent with spaces"),
+    ("", "found character", False, "a character that no text begins with: put the text in quotes"),
+    ("", "could not find expected ':'", True, "wanted a key and its value: key: value"),
+    ("", "expected <block end>", False, "does not line up with what is above, or lacks a quote"),
+    ("", "mapping values are not", False, "a second : in one value, or a wrong indent; quote the "
+     "value, or line the keys up"),
+    ("", "sequence entries are not", False, "a list's - has to begin its own line"),
+)  # fmt: skip
+
 Path = tuple[str | int, ...]
 Plain = str | None | list["Plain"] | dict[str, "Plain"]
 
@@ -96,9 +113,7 @@ class Document:
         try:
             node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as exc:
-            mark = exc.problem_mark
-            line = mark.line + 1 if mark else None
-            raise self._error(line, (), exc.problem or "not YAML") from None
+            raise self._error(*_plainly(exc)) from None
         except yaml.reader.ReaderError as exc:
             line = text.count("\n", 0, exc.position) + 1
             raise self._error(line, (), "a character that YAML does not allow") from None
@@ -152,3 +167,14 @@ class Document:
         if any("\ud800" <= char <= "\udfff" for char in expanded):
             raise self.error(path, "not text: bytes that are not UTF-8, or half a character")
         return expanded
+
+
+def _plainly(exc: yaml.MarkedYAMLError) -> tuple[int | None, Path, str]:
+    """The line, the path and the words for what the parser cannot read."""
+    context, problem = exc.context or "", exc.problem or "not YAML"
+    mark = exc.problem_mark
+    for of, what, begins, words in _PLAINLY:
+        if context.startswith(of) and problem.startswith(what):
+            mark, problem = (exc.context_mark if begins else None) or mark, words
+            break
+    return mark.line + 1 if mark else None, (), problem

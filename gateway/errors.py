@@ -36,6 +36,7 @@ from typing import ClassVar
 
 from backends.errors import (
     BackendError,
+    ConnectFailed,
     KillsEngines,
     Refused,
     StreamFailed,
@@ -318,5 +319,7 @@ def from_backend(exc: BackendError) -> GatewayError:
             return InvalidRequest(str(exc))
         case UpstreamTimeout():
             return UpstreamSlow("The model server did not answer in time.")
+        case ConnectFailed():
+            return UpstreamFailed("The model server cannot be reached: it never had this request.")
         case _:
             return UpstreamFailed("The model server failed while it handled this request.")

@@ -9,12 +9,14 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends import discovery
 from backends.base import Origin, Replica
 from backends.errors import BackendError
 from backends.transport import Transport
+from gateway.diagnosis import place, silence
 from gateway.settings import ReplicaSettings
 
 logger = logging.getLogger("fairgate")
@@ -26,23 +28,39 @@ class BadFile(Exception):
     """Raised for a file that can be read but is of no use; the text says what is wrong with it."""
 
 
+@dataclass(slots=True)
+class _Silence:
+    """What was told of a replica since it does not answer, each sentence once; whether probes said
+    at the last question that it is down: then they also say when it is back.
+    """
+
+    told: set[str] = field(default_factory=set)
+    down: bool = False
+
+
 class Fleet:
     """Mutable state: `_known`, the replicas by their settings, those that leave among them until
     they are idle; `_wanted`, those that are in use; `_asking`, the tasks that ask them; `_first`,
-    those not asked once; `_silent`, the URLs told of that do not answer; `_drained`, those that the
+    those not asked once; `_silent`, those that do not answer; `_drained`, the URLs that the
     operator took out; `_changed`, set by `adopt`.
 
-    `heard` is called when a replica has told its capability.
+    `heard` is called when a replica has told its capability; `models` names those it is to serve.
     """
 
-    def __init__(self, transport: Transport, heard: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        heard: Callable[[], None],
+        models: Callable[[Replica], Iterable[str]] = lambda replica: (),
+    ) -> None:
         self._transport = transport
         self._heard = heard
+        self._models = models
         self._known: dict[ReplicaSettings, Replica] = {}
         self._wanted: dict[Replica, None] = {}
         self._asking: dict[Replica, asyncio.Task[None]] = {}
         self._first: set[Replica] = set()
-        self._silent: set[str] = set()
+        self._silent: dict[Replica, _Silence] = {}
         self._drained: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
 
@@ -102,6 +120,7 @@ class Fleet:
                 self._changed.clear()
                 for replica in [r for r in self._asking if r not in self._wanted]:
                     self._asking.pop(replica).cancel()
+                    self._silent.pop(replica, None)
                 for replica in self._wanted:
                     if replica not in self._asking:
                         self._asking[replica] = loop.create_task(self._ask(replica, asked))
@@ -128,15 +147,26 @@ class Fleet:
         try:
             replica.capability = await discovery.capability(self._transport, replica)
         except BackendError as exc:
-            if replica.url not in self._silent:
-                self._silent.add(replica.url)
-                why = type(exc).__name__
-                logger.warning("%s does not answer yet (%s)", replica.url, why)
+            self._tell_silent(replica, exc)
             return False
-        if replica.url in self._silent:
-            self._silent.discard(replica.url)
-            logger.warning("%s answers now", replica.url)
+        silent = self._silent.pop(replica, None)
+        if silent is not None and not (silent.down or replica.health.down):
+            logger.warning("%s: answers now", self._place(replica))
         return True
+
+    def _tell_silent(self, replica: Replica, exc: BackendError) -> None:
+        settings = self.settings().get(replica)
+        if settings is None:
+            return  # it has just left
+        silent = self._silent.setdefault(replica, _Silence())
+        silent.down = bool(replica.health.down)
+        why = silence(exc, settings, replica.origin)
+        if why not in silent.told:
+            silent.told.add(why)
+            logger.warning("%s: %s", self._place(replica), why)
+
+    def _place(self, replica: Replica) -> str:
+        return place(replica.url, self._models(replica))
 
 
 def _identity(settings: ReplicaSettings) -> tuple[Any, ...]:

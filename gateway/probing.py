@@ -10,10 +10,11 @@ from backends import discovery
 from backends.base import Origin, Replica
 from backends.capability import Capability
 from backends.connection import Limits
-from backends.errors import BackendError, ConnectFailed, Refused
+from backends.errors import BackendError
 from backends.kinds.base import probe
 from backends.members import Lookup, is_address, looked_up
 from backends.transport import Transport
+from gateway.diagnosis import misnamed, place, silence
 from gateway.fleet import BadFile, tls_context
 from gateway.membership import at_addresses, in_file
 from gateway.settings import Config, Model, ReplicaSettings
@@ -39,8 +40,7 @@ class Finding:
         mark = "problem" if self.problems else "warning" if self.warnings else "OK"
         name = f" ({self.server.server_name})" if self.server.server_name else ""
         said = "; ".join([*self.problems, *self.warnings, *self.facts])
-        models = f" [{', '.join(self.models)}]" if self.models else ""
-        return f"{mark:<8} {self.server.place}{name}{models}: {said}"
+        return f"{mark:<8} {place(f'{self.server.place}{name}', self.models)}: {said}"
 
     @property
     def kinds(self) -> set[str]:
@@ -125,28 +125,9 @@ async def _asked(transport: Transport, finding: Finding, patience: float) -> Cap
         finding.problems.append(str(exc))
     except TimeoutError:
         finding.problems.append(f"no answer within {patience:g} s")
-    except ConnectFailed as exc:
-        why = str(exc).removeprefix(f"{origin}: ")
-        finding.problems.append(f"no connection ({why}){_advice(why)}")
-    except Refused as exc:
-        finding.problems.append(_refusal(exc.status, server))
     except BackendError as exc:
-        finding.problems.append(f"no list of models: {str(exc).removeprefix(f'{origin}: ')}")
+        finding.problems.append(silence(exc, server, origin))
     return None
-
-
-def _advice(why: str) -> str:
-    if "CertificateVerify" in why or "CertVerification" in why:
-        return ": name its authority with ca_file, and write the URL as its certificate has it"
-    return ": does it speak TLS? else write http://" if "SSL" in why else ""
-
-
-def _refusal(status: int, server: ReplicaSettings) -> str:
-    if status not in (401, 403):
-        return f"answers {status} to {server.base}/models: is the path in its URL right?"
-    if server.api_key_env is None:
-        return f"answers {status}: it wants a credential; name its variable with api_key_env"
-    return f"answers {status}: it does not take the credential in {server.api_key_env}"
 
 
 async def _metrics(transport: Transport, replica: Replica) -> list[str]:
@@ -163,12 +144,8 @@ async def _metrics(transport: Transport, replica: Replica) -> list[str]:
 def _judge(finding: Finding, found: Capability) -> None:
     names = [served.name for served in found.models]
     for name, model in finding.models.items():
-        wanted = model.upstream_model or name
-        if wanted not in names:
-            has = ", ".join(names[:10]) or "nothing"
-            finding.problems.append(
-                f"does not serve {wanted}, it serves {has}: set upstream_model of {name}"
-            )
+        if problem := misnamed(name, model.upstream_model or name, names):
+            finding.problems.append(problem)
     if not finding.models:
         finding.facts.append(f"serves {', '.join(names) or 'nothing'}")
     if found.version:

@@ -9,6 +9,15 @@ from math import floor
 
 from msgspec import Raw, Struct
 
+#: Fields of a request that reach into the server or across its callers: refused unless allowed.
+#: With `stream_interval` one event has as many tokens as the caller likes, and what it pays for a
+#: stream it leaves is counted by events.
+PRIVILEGED = frozenset(
+    """cache_salt chat_template documents ec_transfer_params kv_transfer_params media_io_kwargs
+    mm_payload mm_processor_kwargs priority prompt_embeds request_id return_mm_kwargs
+    routed_experts_prompt_start session_id stream_interval vllm_xargs watermarking""".split()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import selectors
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 logger = logging.getLogger("fairgate")
 
@@ -54,6 +56,19 @@ class Watchdog:
                 self._told = beat
                 frame = sys._current_frames().get(loop_thread)
                 places = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []
-                # Places only: a line of code may hold what a caller sent.
-                where = " < ".join(f"{p.filename}:{p.lineno} {p.name}" for p in reversed(places))
-                logger.warning("the event loop stands still for %.1f s: %s", BLOCKED, where)
+                logger.warning("the event loop stands still for %.1f s: %s", BLOCKED, told(places))
+
+
+def told(places: Sequence[traceback.FrameSummary]) -> str:
+    """Who blocks, by the stack of the loop's thread, the innermost frame last."""
+    if not places or _of_the_loop(places[-1].filename):
+        return (
+            "nothing of ours was running: the machine was busy, or the process was stopped, or a "
+            "library's C code worked for long"
+        )
+    # Places only: a line of code may hold what a caller sent.
+    return " < ".join(f"{p.filename}:{p.lineno} {p.name}" for p in reversed(places))
+
+
+def _of_the_loop(file: str) -> bool:
+    return file == selectors.__file__ or PurePath(file).parent.name in ("asyncio", "uvloop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +19,17 @@ _EVERY = 0.5
 _FOR_EVER = float("inf")
 
 
-@click.command()
+class _Drain(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--wait URL` is a wait without SECONDS: click would take the URL for them."""
+        given = list(args)
+        for index, (one, after) in enumerate(pairwise(args)):
+            if one == "--wait" and "://" in after:
+                given[index] = f"--wait={_FOR_EVER}"
+        return super().parse_args(ctx, given)
+
+
+@click.command(cls=_Drain)
 @click.argument("url")
 @click.option(
     "--wait",

@@ -73,11 +73,14 @@ def reset(
     if everything and (key or team):
         raise click.UsageError("--all stands alone")
     query = "?all=true" if everything else _query(key, team)
-    told = _asked(port(admin, file), "POST", f"/limits/reset{query}", "reset")
+    at = port(admin, file)
+    told = _asked(at, "POST", f"/limits/reset{query}", "reset")
     for rule in told["reset"]:
         click.echo(f"reset {_name(rule)}")
     if not told["reset"]:
         click.echo("there is no such rule: nothing to reset")
+        if key is not None and (of := _team_with_rules(at, key)) is not None:
+            click.echo(f"{key} shares the rules of its team: fairgate limits reset --team {of}")
 
 
 def _asked(at: Address, method: str, target: str, wanted: str) -> dict[str, Any]:
@@ -87,6 +90,13 @@ def _asked(at: Address, method: str, target: str, wanted: str) -> dict[str, Any]
         if exc.status == 503:
             raise Failed(f"the limits are out of reach: {exc.message}") from None
         raise
+
+
+def _team_with_rules(at: Address, key: str) -> str | None:
+    """The team of a key, where it has rules that can be reset."""
+    rules = _asked(at, "GET", f"/limits{_query(key, None)}", "rules")["rules"]
+    of_team = (r for r in rules if r["scope"] == "team" and r["name"] != "concurrency")
+    return next((str(rule["owner"][0]) for rule in of_team), None)
 
 
 def _query(key: str | None, team: str | None) -> str:

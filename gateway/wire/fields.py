@@ -14,17 +14,10 @@ from msgspec import Raw
 
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps
+from gateway.terms import PRIVILEGED
 from gateway.wire import caps
 from gateway.wire.caps import Check
 from gateway.wire.media import NOTHING, Carried
-
-#: They reach into the server or across its callers. With `stream_interval` one event has as many
-#: tokens as the caller likes, and what it pays for a stream it leaves is counted by events.
-PRIVILEGED = frozenset(
-    """cache_salt chat_template documents ec_transfer_params kv_transfer_params media_io_kwargs
-    mm_payload mm_processor_kwargs priority prompt_embeds request_id return_mm_kwargs
-    routed_experts_prompt_start session_id stream_interval vllm_xargs watermarking""".split()
-)
 
 
 def _table(passing: str, **capped: Check) -> Mapping[str, Check | None]:

@@ -187,3 +187,24 @@ def test_evicting_nothing_harms_nobody() -> None:
     one, *_ = three()
     evict(one, "stuck")
     assert heard(one) is None
+
+
+def test_a_server_that_refuses_the_gateway_itself_is_told_of_but_not_for_each_request(
+    clock: Seconds, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, _ = three()
+    pool = pool_of(clock, one, two)
+    for replica_, status in ((one, 401), (one, 404), (two, 401), (one, 400), (one, 422)):
+        for _ in range(3):
+            pool.judge(replica_, Refused(status))
+            pool.judge(replica_, None)
+    refused = [r.getMessage() for r in caplog.records if "callers get 502" in r.getMessage()]
+    assert refused[0] == (
+        "tiny: http://gpu1:8000 answers 401 to requests (our credential is missing or wrong), and "
+        "callers get 502: run check --probe"
+    )
+    assert "answers 404 to requests (no such model or path there)" in refused[1]
+    assert len(refused) == 3
+    clock.now += 601
+    pool.judge(one, Refused(401))
+    assert len([r for r in caplog.records if "callers get 502" in r.getMessage()]) == 4

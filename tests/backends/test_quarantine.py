@@ -125,7 +125,9 @@ def test_the_log_has_the_fingerprint_and_nothing_of_the_prompt(
     with caplog.at_level(logging.WARNING):
         case.killed(ONE, TWO)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first == f"request {case.told[0][0]} was in flight when http://gpu1:8000 died"
+    made = f"body with the fingerprint {case.told[0][0]} (no request id) was in flight when"
+    assert first == f"a {made} http://gpu1:8000 died"
+    assert second.startswith(f"the {made} http://gpu2:8000 died, too")
     assert second.endswith("it is refused from now on")
     assert "prompt" not in caplog.text
 

@@ -139,7 +139,12 @@ async def gateway(pair: Pair, tmp_path: Path) -> AsyncIterator[Gateway]:
     file = tmp_path / "fairgate.yaml"
     model = f"upstream_model: {pair.victim.model}, policy: round_robin"
     file.write_text(
-        configured(*(e.url for e in pair.engines), model=model, timeouts=TIMEOUTS, more="secret: s")
+        configured(
+            *(e.url for e in pair.engines),
+            model=model,
+            timeouts=TIMEOUTS,
+            more="secret: sixteen-letters-",
+        )
     )
     async with Command("serve", "--config", str(file)) as command:
         yield Gateway(command, await command.listening())

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from gateway.wire.fields import FIELDS, PRIVILEGED
+from gateway.terms import PRIVILEGED
+from gateway.wire.fields import FIELDS
 from tests.e2e.engines import Engines
 
 pytestmark = pytest.mark.e2e

@@ -32,4 +32,4 @@ def store(request: pytest.FixtureRequest, redis_server: RedisServer) -> str:
     """Where counts are, as lines of the configuration. Nobody passes that Redis did not admit."""
     if request.param == "memory":
         return ""
-    return f"secret: s\nredis: {redis_server.url!r}\nwhen_redis_is_down: closed\n"
+    return f"secret: sixteen-letters-\nredis: {redis_server.url!r}\nwhen_redis_is_down: closed\n"

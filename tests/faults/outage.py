@@ -34,7 +34,7 @@ def ruled(
     """A configuration of one model. Its windows are wide, so that what they count can be read."""
     text = configured(
         engine,
-        more=f"secret: s\nredis: {redis!r}\nwhen_redis_is_down: {mode}\n",
+        more=f"secret: sixteen-letters-\nredis: {redis!r}\nwhen_redis_is_down: {mode}\n",
         model="limits: {concurrency: 100}" if slots else "",
         timeouts="{stall: 60s, first_event: 60s, lame_duck: 0, drain: 3s}",
     )

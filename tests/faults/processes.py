@@ -103,7 +103,7 @@ async def serving(stage: Stage, engine: Engine, workers: int) -> AsyncIterator[G
     text = configured(
         engine.url,
         timeouts="{lame_duck: 2s, drain: 30s}",
-        more=f"secret: s\nworkers: {workers}\n",
+        more=f"secret: sixteen-letters-\nworkers: {workers}\n",
     ).replace("admin_listen: 127.0.0.1:0", f"admin_listen: 127.0.0.1:{admin_port}")
     file = stage.folder / "fairgate.yaml"
     file.write_text(text)

@@ -38,7 +38,7 @@ def limited(
     limits = ", ".join(f"{team}: {{limits: {rules}}}" for team, rules in teams.items())
     return (
         "listen: 127.0.0.1:0\n"
-        "secret: s\n"
+        "secret: sixteen-letters-\n"
         f"keys: [{keys}]\n"
         f"teams: {{{limits}}}\n"
         f"models: {{tiny: {{replicas: [{engines}], limits: {model}}}}}\n"

@@ -199,7 +199,7 @@ async def test_who_left_before_anything_was_sent_pays_nothing(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     """It leaves while Redis decides, or has just done so: what was granted is given back."""
-    store = f"secret: s\nredis: {redis_server.url!r}\n"
+    store = f"secret: sixteen-letters-\nredis: {redis_server.url!r}\n"
     async with limited(store) as at:
         courier = at.gateway.worker.composition.courier
         assert courier is not None

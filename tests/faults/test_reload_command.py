@@ -61,7 +61,9 @@ class Texts:
         self._workers = workers
 
     def of(self, *urls: str, model: str = "tiny", more: str = "") -> str:
-        text = configured(*urls, timeouts=TIMES, more=f"secret: s\nworkers: {self._workers}\n")
+        text = configured(
+            *urls, timeouts=TIMES, more=f"secret: sixteen-letters-\nworkers: {self._workers}\n"
+        )
         text = text.replace("{tiny:", f"{{{model}:")
         for name, port in (("admin_listen", self.admin_port), ("listen", self.port)):
             text = text.replace(f"\n{name}: 127.0.0.1:0", f"\n{name}: 127.0.0.1:{port}")

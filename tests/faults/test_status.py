@@ -64,7 +64,7 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     admin_port = admin_port or free_port()
     urls = (engine.url for engine in engines)
-    text = configured(*urls, more=f"secret: s\nworkers: {workers}\n")
+    text = configured(*urls, more=f"secret: sixteen-letters-\nworkers: {workers}\n")
     file = folder / "fairgate.yaml"
     listen = "admin_listen: 127.0.0.1:"
     file.write_text(text.replace(f"{listen}0", f"{listen}{admin_port}"))

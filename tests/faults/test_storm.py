@@ -99,7 +99,7 @@ async def test_a_request_that_kills_its_engine_kills_two_at_most(
         ]
         file = tmp_path / "fairgate.yaml"
         urls = [engine.url for engine in engines]
-        file.write_text(configured(*urls, more=f"secret: s\nworkers: {workers}\n"))
+        file.write_text(configured(*urls, more=f"secret: sixteen-letters-\nworkers: {workers}\n"))
         command = await held.enter_async_context(Command("serve", "--config", str(file)))
         port = await command.listening()
         first = await poisoned(port, path, streamed=True)

@@ -52,7 +52,7 @@ class Gateway:
 async def gateway(folder: Path, engine: Engine, timeouts: str = "{}") -> AsyncIterator[Gateway]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         admin_port = taken.getsockname()[1]
-    text = configured(engine.url, timeouts=timeouts, more="secret: s\nworkers: 2\n")
+    text = configured(engine.url, timeouts=timeouts, more="secret: sixteen-letters-\nworkers: 2\n")
     file = folder / "fairgate.yaml"
     file.write_text(
         text.replace("admin_listen: 127.0.0.1:0", f"admin_listen: 127.0.0.1:{admin_port}")
@@ -279,7 +279,7 @@ async def test_what_cannot_start_is_status_3_with_the_reason(
     certificate.write_text("no certificate\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = f"127.0.0.1:{taken.getsockname()[1]}"
-        text = configured(engine.url, more="secret: s\nworkers: 2\n")
+        text = configured(engine.url, more="secret: sixteen-letters-\nworkers: 2\n")
         if fault == "port":
             text = text.replace("listen: 127.0.0.1:0", f"listen: {at}", 1)
             reason = f"fairgate: cannot listen on {at}: Address already in use"

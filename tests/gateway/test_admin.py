@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -174,6 +175,20 @@ async def test_a_replica_is_taken_out_and_in_again_however_its_url_is_written(wr
             assert answer.json()["pools"] == ["tiny"]
             status = (await request(gateway.admin_port, "GET", "/status")).json()
             assert standing(status) == ("drained" if drained else "up")
+
+
+async def test_a_drain_and_its_end_are_in_the_diagnostics(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with Engine() as engine, serving(configured(engine.url)) as gateway:
+        port = gateway.admin_port
+        caplog.clear()
+        for method, target in (*TARGETS, ("POST", "/drain?url=http://gpu9:1&of=")):
+            await request(port, method, f"{target}{engine.url}")
+        told = [r.getMessage() for r in caplog.records if "operator" in r.getMessage()]
+    assert told == [
+        f"{engine.url} is drained: nothing more is sent there, says the operator",
+        f"{engine.url} is not drained any more, says the operator",
+    ]
 
 
 @pytest.mark.parametrize(("method", "target"), TARGETS)

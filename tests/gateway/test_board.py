@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -98,3 +99,15 @@ def test_what_others_have_under_way_counts_until_they_tell_otherwise(case: Case)
     assert case.two.work == 0
     case.board.elsewhere({})
     assert case.one.work == 10
+
+
+def test_a_url_of_several_models_is_told_of_once(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for reachable in (True, False, False, True):
+            case.board.judge([verdict(reachable=reachable)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "http://gpu1:8000 is taken out: no connection can be made",
+        "http://gpu1:8000 answers again",
+    ]

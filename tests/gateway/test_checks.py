@@ -10,7 +10,17 @@ from msgspec.structs import replace
 from gateway import checks
 from gateway.checks import NOT_YET, problems
 from gateway.document import path_text
-from gateway.settings import Caps, Config, Key, Limits, Model, ReplicaSettings, Team, Timeouts
+from gateway.settings import (
+    Caps,
+    Config,
+    Key,
+    Limits,
+    Model,
+    Override,
+    ReplicaSettings,
+    Team,
+    Timeouts,
+)
 from gateway.units import Address
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +47,7 @@ LATER: list[tuple[Config, str]] = [
     (Config(workers=2), "workers: more than 1 needs secret, which they share"),
     (Config(redis="redis://h"), "redis: needs secret, which all gateways on it share"),
     (
-        Config(redis="redis+cluster://h", redis_prefix="gate:{}", secret="s" * 32),
+        Config(redis="redis+cluster://h", redis_prefix="gate:{}", secret="s" * 16 * 32),
         "redis_prefix: needs a hash tag such as {fairgate}: else a cluster parts its keys",
     ),
     (
@@ -130,7 +140,7 @@ def test_a_whole_configuration_of_a_later_version_holds() -> None:
         "s": Model(split={"a": 90, "b": 10}),
     }
     config = Config(
-        models=models, secret="s", workers=4, redis="redis://h", limits=Limits(concurrency=5)
+        models=models, secret="s" * 16, workers=4, redis="redis://h", limits=Limits(concurrency=5)
     )
     assert found(config) == []
 
@@ -164,7 +174,7 @@ LIMITED = {
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize("place", LIMITED)
 def test_limits_of_several_workers_need_redis(place: str) -> None:
-    config = replace(LIMITED[place], secret="s")
+    config = replace(LIMITED[place], secret="s" * 16)
     assert found(config) == []
     (problem,) = found(replace(config, workers=2))
     assert problem == (
@@ -175,7 +185,7 @@ def test_limits_of_several_workers_need_redis(place: str) -> None:
 
 
 def test_several_workers_without_limits_need_no_redis() -> None:
-    assert found(Config(workers=2, secret="s")) == []
+    assert found(Config(workers=2, secret="s" * 16)) == []
 
 
 def test_the_defaults_hold() -> None:
@@ -190,3 +200,19 @@ def test_any_free_port_may_be_asked_for_twice() -> None:
 def test_a_pool_may_keep_conversations_where_their_prefix_is() -> None:
     model = Model(replicas=REPLICAS, policy="prefix_affinity")
     assert found(Config(models={"a": model})) == []
+
+
+def test_a_field_that_is_not_privileged_is_not_allowed_anywhere() -> None:
+    wrong: Override[Caps] = Override({"privileged": {"prioritee": "allow"}})
+    config = Config(models={"a": POOL}, teams={"t": Team(request=wrong)})
+    (problem, *_) = found(config)
+    assert problem.startswith(
+        "teams.t.request.privileged.prioritee: no privileged field 'prioritee'; known: cache_salt"
+    )
+
+
+def test_a_secret_that_can_be_guessed_is_refused_without_showing_it() -> None:
+    assert found(Config(secret="s" * 16)) == []
+    (problem,) = found(Config(secret="hunter2"))
+    assert problem.startswith("secret: wanted at least 16 characters")
+    assert "hunter2" not in problem

@@ -255,14 +255,14 @@ def test_without_anything_it_serves_the_usual_server_on_loopback_with_a_key_of_i
 def test_options_stand_over_the_file(served: list[tuple[Config, str]]) -> None:
     options = ["--listen", "127.0.0.1:9", "--listen", "[::1]:9", "--backend", "http://gpu9:1"]
     options += ["--admin-listen", "127.0.0.1:10"]
-    result = run("serve", "--config", "-", *options, text=GOOD + "secret: of-the-file\n")
+    result = run("serve", "--config", "-", *options, text=GOOD + "secret: a-secret-of-the-file\n")
     assert result.exit_code == 0, result.stderr
     ((config, secret),) = served
     assert [str(address) for address in config.listen] == ["127.0.0.1:9", "[::1]:9"]
     assert str(config.admin_listen) == "127.0.0.1:10"
     assert [backend.url for backend in config.backends] == ["http://gpu9:1"]
     assert set(config.models) == {"tiny"}
-    assert secret == "of-the-file"
+    assert secret == "a-secret-of-the-file"
     assert "key for this run" not in result.stderr
 
 
@@ -305,7 +305,7 @@ def test_several_workers_have_a_supervisor(
 ) -> None:
     supervised: list[int] = []
     monkeypatch.setattr(supervisor, "run", lambda config, *_: supervised.append(config.workers))
-    text = GOOD + "secret: s\n" + ("" if workers else "workers: 3\n")
+    text = GOOD + "secret: sixteen-letters-\n" + ("" if workers else "workers: 3\n")
     assert run("serve", "--config", "-", *workers, text=text).exit_code == 0
     assert (supervised, served) == ([3], [])
 

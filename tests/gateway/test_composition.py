@@ -208,10 +208,10 @@ async def test_a_server_that_answers_later_is_learnt_then(
                 table = gateway.worker.composition.routes.table
                 assert [r.url for r in table["tiny"].pool.replicas] == [one.url]
                 await asyncio.sleep(0.1)  # several rounds: it is told of once
-                assert caplog.text.count(f"{late.url} does not answer yet (ConnectFailed)") == 1
+                assert caplog.text.count(f"{late.url}: no connection (refused)") == 1
                 async with late:
                     await until(lambda: len(table["tiny"].pool.replicas) == 2)
-                    assert caplog.text.count(f"{late.url} answers now") == 1
+                    assert caplog.text.count(" answers ") == 1
                     for _ in range(2):
                         await request(gateway.port, "POST", CHAT, HEADERS, BODY)
                     assert CHAT in [seen.path for seen in late.requests]
@@ -295,3 +295,41 @@ async def test_a_split_stays_a_split_beside_a_discovered_model_of_its_name(
                 assert (set(routes.table), set(routes.splits)) == ({"tiny"}, {"chat", "gpt"})
                 lengths = routes.visible(Principal("ann", "search"))
                 assert lengths == dict.fromkeys(("tiny", "chat", "gpt"), 4096)
+
+
+async def test_a_model_its_server_does_not_have_is_told_once_with_those_it_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Engine(models=("real", "other")) as engine:
+        with caplog.at_level(logging.WARNING):
+            async with serving(configured(engine.url, model="aliases: [small]")) as gateway:
+                composition = gateway.worker.composition
+                told = f"{engine.url} [tiny]: does not serve tiny, it serves real, other: "
+                await until(lambda: told in caplog.text)
+                composition._heard()
+                assert caplog.text.count("set upstream_model of tiny") == 1
+                caplog.clear()
+                right = configured(engine.url, model="upstream_model: real")
+                composition.reload(configuration.load("test.yaml", right, {}))
+                assert caplog.records == []
+                wrong = configured(engine.url, model="upstream_model: big")
+                composition.reload(configuration.load("test.yaml", wrong, {}))
+                assert caplog.text.count("[tiny]: does not serve big") == 1
+
+
+async def test_models_of_one_url_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    def wants_a_key(asked: Received) -> list[Step] | None:
+        return None if asked.headers.get("authorization") else plain(401, b"{}")
+
+    async with Engine(wants_a_key) as engine:
+        keyed = f"{{url: '{engine.url}', api_key_env: TOKEN}}"
+        other = f"models: {{keyed: {{upstream_model: tiny, replicas: [{keyed}]}}, "
+        text = configured(engine.url).replace("models: {", other, 1)
+        with caplog.at_level(logging.WARNING):
+            async with serving(text, {"TOKEN": "sk"}) as gateway:
+                assert gateway.worker.ready
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"{engine.url} [tiny]: answers 401: it wants a credential; name its variable with "
+        "api_key_env"
+    ]

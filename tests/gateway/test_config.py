@@ -33,12 +33,12 @@ def given(text: str) -> Config:
 BAD: list[tuple[str, str]] = [
     # the form
     ("a: [", "1: "),
-    ("\ta: 1", "1: found character '\\t'"),
+    ("\ta: 1", "1: a tab: indent with spaces"),
     ("listen: a\nworkers: 1\nlisten: b", "3: listen: is here twice; first on line 1"),
     ("models:\n  a: &x {}\n  b: *x", "2: anchors and aliases are not read"),
     ("listen: *x", "1: anchors and aliases are not read"),
     ("workers: !!int 1", "1: tags are not read"),
-    ("---\na: 1\n---\nb: 2", "3: but found another document"),
+    ("---\na: 1\n---\nb: 2", "3: a second document begins here: wanted one, no ---"),
     ("a: " + "[" * 40, "1: nested too deep"),
     ("? [a]\n: b", "1: a key must be text"),
     ("workers: 1\nsecret: \x01", "2: a character that YAML does not allow"),
@@ -78,6 +78,9 @@ BAD: list[tuple[str, str]] = [
     ("request: {media: null}", "1: request.media: wanted a mapping; given nothing"),
     ("request: {unknown_fields: drp}", "1: request.unknown_fields: wanted one of drop, refuse; g"),
     ("request: {privileged: {priority: deny}}", "1: request.privileged.priority: wanted allow; g"),
+    ("request: {n: 2,\n privileged: {prioritee: allow}}",
+     "2: request.privileged.prioritee: no privileged field 'prioritee'; known: cache_salt, chat"),
+    ("secret: fifteen-letters", "1: secret: wanted at least 16 characters, such as `openssl rand"),
     ("request: {privileged: [priority]}", "1: request.privileged: wanted a mapping; given a list"),
     ("models: {a: {policy: random}}", "1: models.a.policy: wanted one of least_busy, round_robin"),
     ("models: {a: {replicas: http://h}}", "1: models.a.replicas: wanted a list; given 'http://h'"),
@@ -153,7 +156,7 @@ BAD: list[tuple[str, str]] = [
     (MODELS + "teams:\n  s:\n    models: [lama]", "5: teams.s.models[0]: no model 'lama'; known: "
      "llama, gpt-4o"),
     (TEAMS + "keys:\n- name: a\n  team: serach\n  sha256: " + ZEROS,
-     "4: keys[0].team: no team 'serach'; known: search, ads"),
+     "4: keys[0].team: no team 'serach'; known: search, ads; a new one goes under `teams:`"),
     (MODELS + TEAMS + f"keys:\n- {{name: a, team: ads, sha256: {ZEROS}, models: [b]}}",
      "5: keys[0].models[0]: no model 'b'; known: llama, gpt-4o"),
     (TEAMS + f"keys:\n- {{name: a, team: ads, sha256: {ZEROS}}}\n"
@@ -251,9 +254,10 @@ request: {n: 4, max_tokens: {over: refuse}}
 
 
 def test_an_empty_value_from_the_environment_or_in_quotes_is_text_not_null() -> None:
-    assert given('secret: "null"').secret == "null"
-    assert load("f", "secret: ${X}", {"X": "null"}).secret == "null"
-    assert given("secret: null").secret is None
+    model = "models: {{a: {{replicas: [http://h], upstream_model: {}}}}}"
+    for text, name in (('"null"', "null"), ("'${X}'", "null"), ("null", None)):
+        config = load("f", model.format(text), {"X": "null"})
+        assert config.models["a"].upstream_model == name
 
 
 def test_a_single_address_may_stand_without_a_list() -> None:
@@ -278,10 +282,10 @@ def test_a_file_and_standard_input_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "fairgate.yaml"
-    file.write_text("\ufeffsecret: é", encoding="utf-8")
-    assert read(str(file), {}).secret == "é"
-    monkeypatch.setattr("sys.stdin", io.StringIO("secret: a"))
-    assert read("-", {}).secret == "a"
+    file.write_text("\ufeffredis_prefix: é", encoding="utf-8")
+    assert read(str(file), {}).redis_prefix == "é"
+    monkeypatch.setattr("sys.stdin", io.StringIO("redis_prefix: a"))
+    assert read("-", {}).redis_prefix == "a"
     monkeypatch.setattr("sys.stdin", io.StringIO("a: 1"))
     with pytest.raises(ConfigError, match="^standard input:1: a: unknown key"):
         read("-", {})
@@ -395,3 +399,18 @@ def test_the_schema_describes_the_form_that_people_write() -> None:
     for name in definitions:
         assert f'"#/$defs/{name}"' in text
     assert '"written"' not in text
+
+
+def test_a_key_whose_end_is_past_is_warned_of_with_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = (
+        f"- {{name: ann, team: search, expires: {day}, sha256: {n * 64}}}"
+        for day, n in (("2999-01-01", "1"), ("2020-01-31", "2"))
+    )
+    given(TEAMS + "keys:\n" + "\n".join(keys).replace("ann", "bob", 1))
+    (record,) = caplog.records
+    line = TEAMS.count("\n") + 3
+    assert record.getMessage() == (
+        f"fairgate.yaml:{line}: keys[1].expires: 2020-01-31 is past: the key ann is refused"
+    )

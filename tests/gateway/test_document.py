@@ -41,6 +41,33 @@ def test_a_deep_text_is_refused_before_the_parser_gives_up() -> None:
         Document("f", "[" * 100_000, {})
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\ta: 1", "f:1: a tab: indent with spaces"),
+        ("---\na: 1\n---\nb: 2", "f:3: a second document begins here: wanted one, no ---"),
+        ('a: 1\nsecret: "abc\nteams: {}\n', "f:2: a quote begins here and never ends"),
+        ("a:\n  b: [c\nd: {}", "f:2: a [ begins here that no ] closes"),
+        ("a: {b: 1\n", "f:1: a { begins here that no } closes"),
+        ("a: 1\nb: [", "f:2: a [ or { begins here that nothing closes"),
+        (
+            "a: b: c",
+            "f:1: a second : in one value, or a wrong indent; quote the value, or line the keys up",
+        ),
+        ("a: 1\nfoo\nb: 2", "f:2: wanted a key and its value: key: value"),
+        ("a:\n  b: 1\n c: 2", "f:3: does not line up with what is above, or lacks a quote"),
+        ("a: @x", "f:1: a character that no text begins with: put the text in quotes"),
+        ("a: - b", "f:1: a list's - has to begin its own line"),
+    ],
+)
+def test_what_is_no_yaml_is_told_in_words_with_the_line_where_it_begins(
+    text: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Document("f", text, {})
+    assert str(caught.value) == told
+
+
 def test_a_long_list_of_known_names_is_cut() -> None:
     assert listed([]) == "known: none"
     assert listed(["a", "b"]) == "known: a, b"

@@ -88,6 +88,13 @@ def test_a_failure_of_a_server_is_told_without_a_word_of_it(
     assert "sk-" not in str(told)
 
 
+def test_a_server_that_never_had_a_request_did_not_fail_while_it_handled_it() -> None:
+    told = from_backend(backend.ConnectFailed(SECRET))
+    assert str(told) == "The model server cannot be reached: it never had this request."
+    assert (told.status, told.retry_after, told.should_retry) == (502, None, None)
+    assert "failed while it handled" in str(from_backend(backend.ConnectionBroken(SECRET)))
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_an_engine_says_of_the_request_itself_is_passed_on(status: int) -> None:
     told = from_backend(backend.Refused(status, "the prompt is too long", "messages"))

@@ -17,7 +17,7 @@ from gateway.fleet import BadFile, Fleet, tls_context
 from gateway.settings import ReplicaSettings
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import until
-from tests.fakes.script import Hang
+from tests.fakes.script import Hang, plain
 
 ONE, TWO = ReplicaSettings(url="http://gpu1:8000"), ReplicaSettings(url="http://gpu2:8000")
 
@@ -230,9 +230,58 @@ async def test_one_that_left_is_not_asked_any_more(
         adopt(learning.fleet, at(engine))
         with caplog.at_level(logging.WARNING):
             async with learning.going_on():
-                await until(lambda: "does not answer yet" in caplog.text)
+                await until(lambda: "no connection (refused)" in caplog.text)
                 adopt(learning.fleet, at(other))
                 await until(lambda: learning.heard == 1)
                 async with engine:
                     await asyncio.sleep(0.1)  # several rounds, had it stayed
                     assert engine.requests == []
+
+
+async def recovered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, down: str
+) -> list[str]:
+    """What is told of one server that is away for several rounds, and then is back."""
+    monkeypatch.setattr(discovery, "_SOON", 0.01)
+    learning = Learning()
+    engine = Engine()
+    engine.start()
+    await engine.stop()
+    (replica,) = adopt(learning.fleet, at(engine))
+    replica.health.down = down
+    with caplog.at_level(logging.WARNING):
+        async with learning.going_on():
+            await until(lambda: "no connection" in caplog.text)
+            await asyncio.sleep(0.05)
+            async with engine:
+                await until(lambda: learning.heard == 1)
+    return [record.getMessage().removeprefix(f"{engine.url}: ") for record in caplog.records]
+
+
+async def test_one_that_was_away_is_told_of_once_and_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = await recovered(monkeypatch, caplog, down="")
+    assert told == ["no connection (refused)", "answers now"]
+
+
+async def test_where_probes_say_that_it_is_back_nobody_else_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = await recovered(monkeypatch, caplog, down="no connection can be made")
+    assert told == ["no connection (refused)"]
+
+
+async def test_another_reason_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discovery, "_SOON", 0.01)
+    learning = Learning()
+    statuses = iter([503, 503, 401, 503, 401, 401])
+    async with Engine(lambda got: plain(next(statuses, 401), b"{}")) as engine:
+        adopt(learning.fleet, at(engine))
+        with caplog.at_level(logging.WARNING):
+            async with learning.going_on():
+                await until(lambda: len(engine.requests) > 6)
+    told = [record.getMessage().removeprefix(f"{engine.url}: ")[:11] for record in caplog.records]
+    assert told == ["answers 503", "answers 401"]

@@ -57,7 +57,7 @@ FIXED = [
     ("admin_listen", "admin_listen: null"),
     ("admin_key_sha256", f"admin_key_sha256: {'a' * 64}"),
     ("workers", "workers: 2"),
-    ("secret", "secret: another"),
+    ("secret", "secret: another secret of the tests"),
     ("redis", "redis: redis://127.0.0.1:9"),
     ("redis_prefix", "redis_prefix: '{other}'"),
     ("when_redis_is_down", "when_redis_is_down: open"),
@@ -71,7 +71,9 @@ def test_what_cannot_change_while_running_is_refused_with_its_place(
     tmp_path: Path, key: str, line: str
 ) -> None:
     text = GOOD.replace("admin_listen: 127.0.0.1:0\n", "").replace("limits: {req", "#").strip()
-    text = f"secret: s\n{text}\n".replace("listen: 127.0.0.1:0", "listen: 127.0.0.1:8")
+    text = f"secret: sixteen-letters-\n{text}\n".replace(
+        "listen: 127.0.0.1:0", "listen: 127.0.0.1:8"
+    )
     file, source, running = started(tmp_path, text)
     name = line.partition(":")[0]
     kept = [each for each in text.splitlines() if not each.startswith(f"{name}:")]

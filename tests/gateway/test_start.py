@@ -11,7 +11,7 @@ def test_everything_of_a_configuration_reaches_the_worker() -> None:
     text = configured(
         "{url: 'https://gpu1', api_key_env: GPU}",
         model="request: {media: {parts: 2}}",
-        more="secret: s\nworkers: 2\ncors: {origins: ['https://a.example']}\n",
+        more="secret: sixteen-letters-\nworkers: 2\ncors: {origins: ['https://a.example']}\n",
     )
     text = text.replace("{search: {}}", "{search: {request: {media: {parts: 1}, n: 2}}}")
     text = text.replace("team: search,", "team: search, expires: 2030-01-01,")

@@ -79,7 +79,7 @@ class Life(Lifetime):
 def written(url: str, listen: str = "127.0.0.1:0", more: str = "", workers: int = 2) -> str:
     text = configured(url, timeouts="{lame_duck: 0, drain: 300ms}")
     text = text.replace("listen: 127.0.0.1:0", f"listen: {listen}", 1)
-    return f"{text}secret: s\nworkers: {workers}\n{more}"
+    return f"{text}secret: sixteen-letters-\nworkers: {workers}\n{more}"
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from gateway.supervisor import Supervisor
 from tests.fakes.gateway import SECRET, configured, until
 from tests.gateway.test_supervisor import living, written
 
-OTHER = configured("http://gpu2:8000", more="secret: s\nworkers: 2\n")
+OTHER = configured("http://gpu2:8000", more="secret: sixteen-letters-\nworkers: 2\n")
 
 
 class Told:

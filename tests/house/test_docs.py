@@ -18,8 +18,9 @@ from gateway.metrics import Metrics
 from gateway.reader import unwrapped
 from gateway.route import Routes
 from gateway.settings import Config, Settings, Timeouts
+from gateway.terms import PRIVILEGED
 from gateway.units import duration_text
-from gateway.wire.fields import FIELDS, PRIVILEGED
+from gateway.wire.fields import FIELDS
 from tests.fakes.client import request
 from tests.fakes.gateway import configured, serving
 from tests.house.source import ROOT
@@ -83,7 +84,7 @@ def test_every_whole_configuration_is_good() -> None:
     blocks = list(configurations())
     assert blocks
     for name, text in blocks:
-        configuration.load(name, text, {"FAIRGATE_SECRET": "a secret"})
+        configuration.load(name, text, {"FAIRGATE_SECRET": "a secret of the tests"})
 
 
 def noun_in(wanted: Any) -> type[Settings] | None:

@@ -17,7 +17,8 @@ from gateway import endpoints
 from gateway.endpoints import ENDPOINTS
 from gateway.endpoints.base import Endpoint
 from gateway.settings import Model
-from gateway.wire.fields import FIELDS, PRIVILEGED
+from gateway.terms import PRIVILEGED
+from gateway.wire.fields import FIELDS
 
 #: Answered by the gateway itself, so no endpoint of a model server.
 OUR_OWN = {"gateway.endpoints.models"}

@@ -138,3 +138,17 @@ async def test_a_wait_for_one_that_somebody_took_in_again_ends() -> None:
 async def test_who_takes_over_is_named() -> None:
     result = await drained(Told({"alone": {"llama": ["next", "old"]}}))
     assert result.stderr == ("llama has no other replica: its callers get next or old instead\n")
+
+
+async def test_a_wait_may_stand_before_the_url() -> None:
+    told = Told({"in_flight": 1}, {})
+    async with Engine(told.script) as port:
+        result = await ask(port, "drain", "--wait", "http://gpu1:8000")
+    assert (result.exit_code, told.asked) == (0, ["POST", "GET"])
+    assert result.output.endswith("nothing is under way at http://gpu1:8000\n")
+
+
+def test_a_wait_that_is_no_number_is_said() -> None:
+    result = run("drain", "--wait", "soon", "http://gpu1:8000")
+    assert result.exit_code == 2
+    assert "'soon' is not a valid float" in result.output

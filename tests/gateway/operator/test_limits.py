@@ -111,7 +111,7 @@ async def test_where_nothing_is_limited_that_is_said() -> None:
 
 
 async def test_while_redis_is_away_the_first_line_says_so() -> None:
-    more = f"redis: redis://127.0.0.1:{free_port()}\nsecret: s\n"
+    more = f"redis: redis://127.0.0.1:{free_port()}\nsecret: sixteen-letters-\n"
     async with Engine() as engine, serving(limited(engine.url, more=more)) as gateway:
         assert [await chat(gateway.port) for _ in range(3)] == [200, 200, 429]
         result = await ask(gateway, "--key", "ann")
@@ -132,7 +132,8 @@ async def test_while_redis_is_away_the_first_line_says_so() -> None:
 
 @pytest.mark.parametrize("mode", ["open", "closed"])
 async def test_where_redis_is_away_and_nothing_is_counted_the_mode_is_told(mode: str) -> None:
-    more = f"redis: redis://127.0.0.1:{free_port()}\nsecret: s\nwhen_redis_is_down: {mode}\n"
+    redis = f"redis: redis://127.0.0.1:{free_port()}\nsecret: sixteen-letters-\n"
+    more = f"{redis}when_redis_is_down: {mode}\n"
     async with Engine() as engine, serving(limited(engine.url, more=more)) as gateway:
         assert await chat(gateway.port) == (200 if mode == "open" else 503)
         result = await ask(gateway, "--key", "ann")
@@ -160,6 +161,23 @@ async def test_where_there_is_nothing_to_reset_that_is_said() -> None:
     async with Engine() as engine, serving(configured(engine.url)) as gateway:
         result = await ask(gateway, "reset", "--key", "ann")
     assert (result.exit_code, result.output) == (0, "there is no such rule: nothing to reset\n")
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ("{tokens_per_day: 5}", "ann shares the rules of its team: fairgate limits reset --team "),
+        ("{concurrency: 5}", ""),
+    ],
+)
+async def test_a_key_without_rules_is_told_of_those_of_its_team(limits: str, told: str) -> None:
+    async with Engine() as engine:
+        text = configured(engine.url).replace("{search: {}}", f"{{search: {{limits: {limits}}}}}")
+        async with serving(text) as gateway:
+            result = await ask(gateway, "reset", "--key", "ann")
+    first, _, rest = result.output.partition("\n")
+    assert (result.exit_code, first) == (0, "there is no such rule: nothing to reset")
+    assert rest == (f"{told}search\n" if told else "")
 
 
 # What is in the way
@@ -273,7 +291,8 @@ async def test_a_refused_caller_is_explained_reset_and_served(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         admin = f"127.0.0.1:{taken.getsockname()[1]}"
-    more = f"redis: {redis_server.url}\nsecret: s\nworkers: {workers}\nwhen_redis_is_down: closed\n"
+    redis = f"redis: {redis_server.url}\nwhen_redis_is_down: closed\n"
+    more = f"{redis}secret: sixteen-letters-\nworkers: {workers}\n"
     file = tmp_path / "gateway.yaml"
     async with Engine() as engine:
         text = limited(engine.url, more=more).replace("60, burst: 2", "1, burst: 2")

@@ -8,7 +8,8 @@ from msgspec import Raw
 
 from gateway.errors import InvalidRequest
 from gateway.settings import Caps
-from gateway.wire.fields import FIELDS, PRIVILEGED, checked, user
+from gateway.terms import PRIVILEGED
+from gateway.wire.fields import FIELDS, checked, user
 from gateway.wire.media import NOTHING
 from tests.gateway.wire import RECORDED, raw
 
