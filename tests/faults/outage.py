@@ -87,10 +87,12 @@ async def full(server: RedisServer) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def loading(server: RedisServer) -> AsyncIterator[None]:
-    """It reads its data from disk, for two seconds."""
-    await server.command("CONFIG", "SET", "key-load-delay", "1000")
-    await server.command("DEBUG", "POPULATE", 2000, "{other}", 500)
-    reading = asyncio.create_task(server.command("DEBUG", "RELOAD", timeout=20))
+    """It reads its data from disk, for two seconds: a few long pauses, as short ones take a busy
+    machine many times their length.
+    """
+    await server.command("CONFIG", "SET", "key-load-delay", "10000")
+    await server.command("DEBUG", "POPULATE", 200, "{other}", 2000)
+    reading = asyncio.create_task(server.command("DEBUG", "RELOAD", timeout=60))
 
     async def begun() -> bool:
         try:
