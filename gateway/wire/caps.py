@@ -107,7 +107,8 @@ def messages(name: str, value: Raw, allowed: Caps) -> media.Carried | None:
         return None
     items = decode(name, value, LIST) or []
     _at_most(name, len(items), allowed.messages, "messages")
-    if len(value) > _GLANCE and media.none_in(value, allowed.messages):
+    hidden = len(value) > _GLANCE and not media.early_in(value)
+    if hidden and media.none_in(value, allowed.messages):
         return None
     return media.check(name, value, allowed)
 

@@ -51,6 +51,7 @@ class Carried(NamedTuple):
 
 
 NOTHING = Carried(0, 0)
+_EARLY = 4096
 
 #: Prompt tokens of one part. An image of a megapixel: 1,024 of Qwen3-VL (32 x 32 pixels each),
 #: about 1,330 of Claude (Anthropic, "Vision": width x height / 750). A video: the 32 frames that
@@ -76,6 +77,11 @@ def none_in(value: Raw, most: int) -> bool:
     if len(messages) > most:
         return False
     return all(not possible_in(message.content) for message in messages)
+
+
+def early_in(messages: Raw) -> bool:
+    """Whether a payload begins so early that it is seen at once, and need not be looked for."""
+    return b";base64," in bytes(memoryview(messages)[:_EARLY])
 
 
 def possible_in(content: Raw) -> bool:
@@ -189,12 +195,12 @@ def _texts(value: Any) -> Iterator[str]:
 def _accepted(name: str, text: str, allowed: Caps) -> int:
     """The decoded size in bytes of one payload; raises where it may not be used at all."""
     found = _DATA_URL.match(text)
-    if found is not None and _only(_OF_URLS, text[found.end() :]):
-        head, _, payload = text.partition(",")
+    if found is not None and _only(_OF_URLS, text, found.end()):
+        head = found.group()
         if "jpeg" in head and "video" in head:  # frames glued together (CVE-2026-5497)
             raise InvalidRequest(f"`{name}`: this media type is not allowed.", name)
-        return len(payload) * 3 // 4
-    if _only(_BY_ITSELF, text):
+        return (len(text) - found.end()) * 3 // 4
+    if _only(_BY_ITSELF, text, 0):
         return len(text) * 3 // 4
     anywhere = allowed.media.urls == "allow" and not allowed.media.hosts
     if anywhere or _allowed_host(text, allowed.media.hosts):
@@ -204,9 +210,14 @@ def _accepted(name: str, text: str, allowed: Caps) -> int:
     )
 
 
-def _only(letters: bytes, text: str) -> bool:
-    """Whether a text has no other letters. It may have 32 MiB: each step is at memory's speed."""
-    return text.isascii() and not text.encode().translate(None, letters)
+def _only(letters: bytes, text: str, start: int) -> bool:
+    """Whether a text has no other letters from `start` on. It may have 32 MiB: each step is at
+    memory's speed, and to cut off what stands before would be one more.
+    """
+    if not text.isascii():
+        return False
+    written = text.encode()
+    return written.translate(None, letters) == written[:start].translate(None, letters)
 
 
 def _allowed_host(text: str, hosts: Sequence[str]) -> bool:
