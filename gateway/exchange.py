@@ -130,9 +130,12 @@ class Exchange:
             record.stream = ask.stream
             route = gateway.routes.resolve(ask, principal)
             record.model, record.pool = ask.model, route.pool.name
-            if share.size > accept.LARGE:
+            large = share.size > accept.LARGE
+            if large:
                 await share.pause()
             translator = self._translator(principal, ask, body, route)
+            if large:
+                await share.pause()  # writing it anew is a step of its own
 
             permit = await gateway.admission.admit(
                 record.request_id,
