@@ -57,11 +57,12 @@ class Door:
 class Front(HttpToolsProtocol):
     """One connection.
 
-    Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), how much of it is
-    here (`_head_bytes`) and its `_deadline`; `_fault`, why the request being read is refused;
-    `_declining`, whether the parser is told a head again; `_active`, the visit being answered;
-    `_waiting_bytes`, sent ahead of their turn; `_closing`, how many bytes an ending connection
-    may still send, None while it lives; and `_idle`, the alarm that is set between requests.
+    Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), or its first byte is
+    still to come (`_between`); how much of it is here (`_head_bytes`) and its `_deadline`;
+    `_fault`, why the request being read is refused; `_declining`, whether the parser is told a
+    head again; `_active`, the visit being answered; `_waiting_bytes`, sent ahead of their turn;
+    `_closing`, how many bytes an ending connection may still send, None while it lives; and
+    `_idle`, the alarm that is set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -73,6 +74,7 @@ class Front(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._fault: GatewayError | None = None
         self._in_head = True
+        self._between = True
         self._declining = False
         self._active: Visit | None = None
         self._waiting_bytes = 0
@@ -114,10 +116,8 @@ class Front(HttpToolsProtocol):
             return
         if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
             return
-        if self._in_head and not self._head_bytes:
-            data = data.lstrip(b"\r\n")  # empty lines before a request are none (RFC 9112 §2.2)
-            if not data:
-                return
+        if self._between and not data.strip(b"\r\n"):
+            return  # empty lines before a request are none (RFC 9112 §2.2)
         if not self.flow.write_paused:
             self._idle.stop()
         self._feed(data)
@@ -166,7 +166,7 @@ class Front(HttpToolsProtocol):
             return
         if self._active.watcher is not None:
             self._active.watcher.resume()
-        elif self._active.response_complete and not self.transport.is_closing():
+        elif self._active.response_complete and not self._is_ending():
             self._go_on()
 
     def _idle_too_long(self) -> None:
@@ -184,6 +184,7 @@ class Front(HttpToolsProtocol):
     # Heads
 
     def on_message_begin(self) -> None:
+        self._between = False
         if not self._declining:
             self.url = b""
             self.headers = []
@@ -272,7 +273,7 @@ class Front(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # of its head only: see `_decline_upgrade`
-        self._in_head = True
+        self._in_head = self._between = True
         if self._fault is None and self._closing is None:
             super().on_message_complete()
             if self.cycle is self._active:
@@ -286,6 +287,9 @@ class Front(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         self._go_on()
+
+    def _is_ending(self) -> bool:
+        return self._closing is not None or self.transport.is_closing()
 
     def _is_free(self) -> bool:
         """Whether the next request may begin. Not while the caller leaves the answer before it
@@ -363,7 +367,7 @@ class Front(HttpToolsProtocol):
     def refuse(self, exc: GatewayError) -> None:
         """Answer without a request to answer to, and close."""
         self._stop_deadline()
-        if self.transport.is_closing() or self._closing is not None:
+        if self._is_ending():
             return
         said = speech(self.url.decode("latin-1"))
         request_id = passing.request_id()

@@ -87,6 +87,19 @@ async def test_a_page_that_names_no_origin_is_told_of_none() -> None:
         assert answer.headers.get("access-control-allow-origin") == "http://a"
 
 
+async def test_a_read_may_end_anywhere_in_the_head_of_the_next_request() -> None:
+    """Also before the end of a line, which is none between requests."""
+    async with door() as (gateway, engine):
+        ends = [at for at, byte in enumerate(GOOD) if byte in b"\r\n"]
+        for at in ends:
+            async with await Client.open(gateway.port) as client:
+                await client.send(GOOD + GOOD[:at])
+                await served(client)
+                await client.send(GOOD[at:])
+                await served(client)
+        assert sum(seen.method == "POST" for seen in engine.requests) == 2 * len(ends)
+
+
 @pytest.mark.parametrize(
     "guarantee",
     [
