@@ -212,9 +212,10 @@ def redis_url(text: str) -> str:
     scheme = text.partition("://")[0]
     if scheme not in _REDIS or "://" not in text:
         raise ValueError("wanted redis://, rediss://, redis+sentinel:// or redis+cluster://")
+    rest, named = redis_hosts(text)
     try:
-        parts = urlsplit(text)
-        hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+        parts = urlsplit(rest)
+        hosts = [urlsplit(f"//{host}") for host in named]
         reached = all(host.hostname and host.port != 0 for host in hosts)
     except ValueError:
         reached = False
@@ -229,6 +230,18 @@ def redis_url(text: str) -> str:
     if len(hosts) > 1 and "+" not in scheme:
         raise ValueError("several hosts are for redis+sentinel:// and redis+cluster://")
     return text
+
+
+def redis_hosts(url: str) -> tuple[str, list[str]]:
+    """A Redis URL with one host, `any`, in place of its own, and these.
+
+    Several are none to `urlsplit`: where one has brackets, Python 3.13 and later refuse them all.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    hosts = authority.rpartition("@")[2]
+    before = authority.removesuffix(hosts)
+    return f"{scheme}://{before}any{rest[len(authority) :]}", hosts.split(",")
 
 
 def server_url(text: str) -> str:

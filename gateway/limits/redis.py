@@ -32,6 +32,7 @@ from gateway.limits.base import (
     Settlement,
     Unavailable,
 )
+from gateway.units import redis_hosts
 
 #: The most settlements, claims or rules in one call: Redis does nothing else meanwhile.
 MOST = 128
@@ -184,22 +185,22 @@ def clients(url: str) -> Sequence[Any]:
         "socket_connect_timeout": None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    parts = urlsplit(url)
-    _, at, hosts = parts.netloc.rpartition("@")
+    rest, hosts = redis_hosts(url)
+    parts = urlsplit(rest)
     scheme = parts.scheme.partition("+")[2]
     if not scheme:
         return [Client.from_url(url, **settings)]
     _, service, db, *_ = (*parts.path.split("/"), "", "")
-    plain = urlunsplit(("redis", parts.netloc[: -len(hosts)] + "any", f"/{db}", parts.query, ""))
+    plain = urlunsplit(("redis", parts.netloc, f"/{db}", parts.query, ""))
     told = {k: v for k, v in parse_url(plain).items() if k != "host"}
     aside = {"socket_timeout": _ASIDE, "socket_connect_timeout": _ASIDE}
     if scheme == "sentinel":
         settings |= told
-        nodes = [_host(host, _SENTINEL_PORT) for host in hosts.split(",")]
+        nodes = [_host(host, _SENTINEL_PORT) for host in hosts]
         own = {name: settings[name] for name in _SENTINELS if name in settings}
         sentinel = Sentinel(nodes, 0, own | aside, **settings)  # type: ignore[no-untyped-call]
         return [sentinel.master_for(service), *sentinel.sentinels]
-    startup = [ClusterNode(*_host(host, _PORT)) for host in hosts.split(",")]
+    startup = [ClusterNode(*_host(host, _PORT)) for host in hosts]
     told.pop("db", None)
     return [RedisCluster(startup_nodes=startup, **settings | aside | told)]
 

@@ -54,18 +54,23 @@ class Measure:
         return [cpu, ("per_core", f"{self.per}/s per core")]
 
 
-def _plain(name: str, requests: int, connections: int, prompt: int = 1024) -> Measure:
+def _plain(
+    name: str, requests: int, connections: int, prompt: int = 1024, turns: int = 3
+) -> Measure:
     options = ("--connections", str(connections), "--prompt-bytes", str(prompt))
-    return Measure(name, requests, options)
+    return Measure(name, requests, options, turns=turns)
 
+
+#: What requests cost is judged the most closely, and a turn of it is over in a second.
+_CLOSELY = 7
 
 #: The paced streams come first: their memory is that of a process that has just started.
 MEASURES = (
     Measure("paced", 500, ("--stream",), per="events", pace=20_000, streams=500, turns=1),
-    _plain("plain", 5000, 64),
+    _plain("plain", 5000, 64, turns=_CLOSELY),
     _plain("plain c1", 1000, 1),
     _plain("plain c500", 5000, 500),
-    _plain("plain 8 KB", 4000, 64, 8192),
+    _plain("plain 8 KB", 4000, 64, 8192, turns=_CLOSELY),
     _plain("plain 400 KB", 250, 16, 400_000),
     Measure("messages", 3000, ("--connections", "64"), path="/v1/messages"),
     Measure("embeddings", 3000, ("--connections", "64"), path="/v1/embeddings"),
@@ -76,6 +81,7 @@ MEASURES = (
         ("--connections", "500", "--stream", "--events", "10"),
         per="events",
         rate="streams",
+        turns=5,
     ),
     Measure(
         "rated",
