@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.feed import Feed
 from gateway.limits.report import Told
-from gateway.units import server_url
+from gateway.units import is_address, server_url
 
 logger = logging.getLogger("fairgate")
 
@@ -86,6 +87,8 @@ def admin(workers: Workers, key_sha256: str | None) -> Starlette:
         async def run(request: Request) -> Response:
             if key_sha256 is not None and not _is_key(request, key_sha256):
                 return Response("the admin key is missing or wrong\n", 403, media_type="text/plain")
+            if key_sha256 is None and _is_domain(request.headers.get("host", "")):
+                return _told(403, {"error": _BY_ADDRESS})  # a page whose name was bound to loopback
             if request.method == "POST" and "origin" in request.headers:
                 return _told(403, {"error": "not from a page"})  # any may send one to loopback
             return await page(request)
@@ -174,6 +177,15 @@ def _drain(workers: Workers, out: bool) -> _Page:
         return _told(status, told)
 
     return drain
+
+
+_BY_ADDRESS = "ask by 127.0.0.1 or localhost; other names need admin_key_sha256"
+
+
+def _is_domain(host: str) -> bool:
+    """Whether it is a name that a stranger's DNS could say, and no browser's page has another."""
+    name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
+    return "." in name and not is_address(name.strip("[]"))
 
 
 def _told(status: int, document: dict[str, Any]) -> Response:

@@ -10,8 +10,9 @@ from typing import Protocol
 from gateway.errors import InvalidRequest, TwoKeys, Unauthorized
 from gateway.terms import Head, Principal
 
-#: Any key of 16 to 256 visible ASCII characters, so that people can bring theirs.
-_FORM = rb"([\x21-\x7e]{16,256})\Z"
+#: Any key of 16 to 256 visible ASCII characters, so that people can bring theirs. Blanks behind it
+#: are none of the field's value (RFC 9110 §5.5).
+_FORM = rb"([\x21-\x7e]{16,256})[ \t]*\Z"
 _KEY = re.compile(_FORM)
 _BEARER = re.compile(rb"(?i:bearer) +" + _FORM)
 _ONCE = frozenset({b"authorization", b"x-api-key"})
@@ -58,11 +59,10 @@ def _key(head: Head) -> bytes:
     key = head.fields.get(b"x-api-key")
     if bearer is not None:
         token = _BEARER.match(bearer)
-        if key is not None and (token is None or key != token[1]):
+        if key is not None and (token is None or key.rstrip(b" \t") != token[1]):
             raise TwoKeys
-        if token is None:
-            raise Unauthorized
-        return token[1]
-    if key is None or not _KEY.match(key):
+    else:
+        token = _KEY.match(key) if key is not None else None
+    if token is None:
         raise Unauthorized
-    return key
+    return token[1]

@@ -27,8 +27,10 @@ _OF_A_POOL = (
     *("kind", "upstream_model", "policy", "fallback", "limits", "timeouts"),
     *("cached_token_weight", "usage_in_streams", "request"),
 )
+#: Timeouts of what is there before a model is known, or is shared by all models.
+_OF_THE_GATEWAY = ("header", "body", "keep_alive", "connect", "tls", "lame_duck", "drain")
 #: A secret that can be guessed lets callers compute the cache salts of others.
-_SHORTEST_SECRET = 16
+SHORTEST_SECRET = 16
 _LIMITS = (
     "limits",
     "models.*.limits",
@@ -108,10 +110,10 @@ def _sharing(config: Config) -> Iterator[Problem]:
             yield ("redis",), "needs secret, which all gateways on it share"
         if config.workers > 1:
             yield ("workers",), "more than 1 needs secret, which they share"
-    elif len(config.secret) < _SHORTEST_SECRET:
+    elif len(config.secret) < SHORTEST_SECRET:
         yield (
             ("secret",),
-            f"wanted at least {_SHORTEST_SECRET} characters, such as `openssl rand -hex 32` makes",
+            f"wanted at least {SHORTEST_SECRET} characters, such as `openssl rand -hex 32` makes",
         )
     clustered = (config.redis or "").startswith("redis+cluster:")
     if clustered and not re.match(r"[^{]*\{[^}]+\}", config.redis_prefix):
@@ -150,6 +152,11 @@ def _model(config: Config, name: str, model: Model) -> Iterator[Problem]:
         yield from _split(config, model, model.split, path)
     elif not model.replicas:
         yield path, "needs replicas, or a split over other models"
+    if model.split is None:
+        for timeout in _OF_THE_GATEWAY:
+            if getattr(model.timeouts, timeout) != getattr(config.timeouts, timeout):
+                told = "no model has one of its own; set it for the whole gateway, under `timeouts`"
+                yield (*path, "timeouts", timeout), told
     for index, replica in enumerate(model.replicas):
         place = (*path, "replicas", index)
         if replica.place in [other.place for other in model.replicas[:index]]:
@@ -224,11 +231,16 @@ def _permissions(config: Config) -> Iterator[Problem]:
             yield place, f"no model {model!r}; {listed(known)}"
     split = {name: model for name, model in config.models.items() if model.split is not None}
     splits = {*split, *(alias for model in split.values() for alias in model.aliases)}
+    names = {alias: name for name, model in config.models.items() for alias in model.aliases}
     for name, team in config.teams.items():
+        seen: dict[str, str] = {}
         for limited in team.limits_by_model:
+            place = ("teams", name, "limits_by_model", limited)
             if limited in splits:
-                place = ("teams", name, "limits_by_model", limited)
                 yield place, f"{limited!r} is a split; limit the models it names"
+            first = seen.setdefault(names.get(limited, limited), limited)
+            if first != limited:  # one of them would be lost without a word
+                yield place, f"is the same model as {first!r}: write its limits under one name"
 
 
 def _keys(config: Config) -> Iterator[Problem]:

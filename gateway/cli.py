@@ -19,6 +19,8 @@ from backends import install, launch
 from gateway import config as configuration
 from gateway import probing, supervisor, worker
 from gateway import up as starting
+from gateway.checks import SHORTEST_SECRET
+from gateway.limits.redis import BadUrl, checked, clients
 from gateway.listeners import CannotStart
 from gateway.logs import set_up_diagnostics
 from gateway.operator import drain, limits, status
@@ -253,16 +255,20 @@ def check(file: str, probe: bool) -> None:
     which models it serves, what it lacks. A warning is worth a look; a problem keeps the replica
     from serving, and the exit status is 1. Nothing is generated.
     """
+    name = "standard input" if file == "-" else file
     try:
         config = configuration.read(file, os.environ)
+        if config.redis is not None:
+            checked(clients, config.redis)  # connects to nothing
         asked = config
         if not config.models:
             asked = configuration.override(config, backends=("http://127.0.0.1:8000",))
         findings = asyncio.run(probing.probed(asked)) if probe else []
     except configuration.ConfigError as exc:
         _fail(_USAGE, str(exc))
+    except BadUrl as exc:
+        _fail(_USAGE, f"{name}: redis: {exc}")
     replicas = sum(len(model.replicas) for model in config.models.values())
-    name = "standard input" if file == "-" else file
     click.echo(
         f"{name}: good. {len(config.models)} models on {replicas} replicas, "
         f"{len(config.teams)} teams, {len(config.keys)} keys"
@@ -327,12 +333,16 @@ def kept_secret() -> str:
             draft.flush()
             with contextlib.suppress(FileExistsError):
                 os.link(draft.name, path)  # whole or not at all, and never over another's
-        return path.read_text().strip() or made
+        kept = path.read_text().strip()
+        if len(kept) >= SHORTEST_SECRET:
+            return kept
+        why = "what is there is too short to be a secret; remove it"  # after a power cut, nothing
     except OSError as exc:
-        logging.getLogger("fairgate").warning(
-            "%s cannot be kept (%s): prefix caches start cold at each start", path, exc.strerror
-        )
-        return made
+        why = str(exc.strerror)
+    logging.getLogger("fairgate").warning(
+        "%s cannot be kept (%s): prefix caches start cold at each start", path, why
+    )
+    return made
 
 
 def _yaml(text: str) -> str:

@@ -141,6 +141,15 @@ def _warn(config: Config, error: _Error) -> None:
         if key.expires is not None and key.expires.timestamp() <= time.time():
             told = f"{key.expires:%Y-%m-%d} is past: the key {key.name} is refused"
             logger.warning("%s", error(("keys", index, "expires"), told))
+        team = config.teams[key.team]
+        if team.models is None:
+            continue
+        names = {alias: name for name, model in config.models.items() for alias in model.aliases}
+        allowed = _named(team.models, names) or ()
+        for at, model in enumerate(key.models or ()):
+            if names.get(model, model) not in allowed:
+                told = f"team {key.team} may not use {model}, so the key {key.name} may not either"
+                logger.warning("%s", error(("keys", index, "models", at), told))
 
 
 def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Config:

@@ -97,8 +97,13 @@ class Document:
         self.value: Plain = None if node is None else self._plain(node, ())
 
     def error(self, path: Path, message: str) -> ConfigError:
-        """A refusal of what stands at `path`, or of its absence from what is above."""
+        """A refusal of what stands at `path`, or of its absence from what is above. What came from
+        the environment is told by its variable.
+        """
         known = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self._lines)
+        for place, variable in self._variables.items():
+            if path and place[: len(path)] == path and self._environ[variable]:
+                message = message.replace(self._environ[variable], f"${{{variable}}}")
         return self._error(self._lines[known], path, message)
 
     def variable(self, path: Path) -> str | None:

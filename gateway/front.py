@@ -142,11 +142,12 @@ class Front(HttpToolsProtocol):
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read on as if nothing had been offered (RFC 9110 §7.8).
 
-        The parser takes an offer for the end of its message: told the head again without it, it
-        reads what follows as that head's body, and not as a second request.
+        The parser takes an offer for the end of its message, and of all messages where the
+        connection is to close: a new one is told the head again without it, and reads what follows
+        as that head's body, not as a second request.
         """
         framing = (field for field in self.headers if field[0] in _FRAMING)
-        self._declining = True
+        self._declining, self.parser = True, httptools.HttpRequestParser(self)
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % lines_of(framing))
         self._declining = False
         if rest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,21 +127,41 @@ def shown(address: Address, sock: socket.socket) -> str:
 def _unix(path: str, held: contextlib.ExitStack) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     held.callback(sock.close)
-    if os.path.exists(path):
-        if _answers(path):
+    if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError("there is something else, not a socket; it was left alone")
+        if not _is_left(path):
             raise OSError("another process does")
-        os.unlink(path)  # left by a process that is gone
+        os.unlink(path)
     sock.bind(path)
-    held.callback(Path(path).unlink, missing_ok=True)
+    held.callback(_remove, path, _which(path))
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
 
 
-def _answers(path: str) -> bool:
+def _is_left(path: str) -> bool:
+    """Whether a socket was left by a process that is gone: nobody is there to refuse in words."""
     with socket.socket(socket.AF_UNIX) as other:
         try:
             other.connect(path)
-        except OSError:
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # not for us, or of another kind
             return False
-    return True
+    return False
+
+
+def _which(path: str) -> tuple[int, int, int] | None:
+    """What tells a file from its successor at the same path; None where there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _remove(path: str, which: tuple[int, int, int] | None) -> None:
+    """Remove our socket; not one that a successor has put there while we served to the end."""
+    if _which(path) == which:
+        Path(path).unlink(missing_ok=True)

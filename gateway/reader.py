@@ -5,6 +5,7 @@ repeats a value that may be a secret.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,6 +19,8 @@ from gateway.units import NEVER_NULL, ONE_OR_MANY, OVER_GLOBAL, Text
 
 S = TypeVar("S", bound=Settings)
 
+#: Said without what follows the colon: that may be a secret.
+_NO_BLANK = "a blank is missing after its colon"
 _WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -63,11 +66,15 @@ class Reader:
     def _fields(
         self, noun: type[Settings], given: Plain, path: Path, *, partial: bool
     ) -> dict[str, Any]:
+        fields = {f.name: f for f in msgspec.structs.fields(noun) if f.name not in noun.internal}
+        if isinstance(given, str) and (key := _unparted(given)) in fields:
+            raise self._document.error((*path, key), _NO_BLANK)
         if not isinstance(given, dict):
             raise self._refused("a mapping", given, path)
-        fields = {f.name: f for f in msgspec.structs.fields(noun) if f.name not in noun.internal}
         for name in given:
             if name not in fields:
+                if key := _unparted(name):
+                    raise self._document.error((*path, key), _NO_BLANK)
                 hint = f"{_meant(name, fields)}{listed(fields)}"
                 raise self._document.error((*path, name), f"unknown key; {hint}")
         values: dict[str, Any] = {}
@@ -147,7 +154,7 @@ class Reader:
         return value
 
     def _converted(self, bare: Any, marks: tuple[Any, ...], given: Plain, path: Path) -> Any:
-        if isinstance(given, str):
+        if isinstance(given, str) and (bare is not bool or given in ("true", "false")):
             try:
                 value = msgspec.convert(given, bare, strict=False)
             except msgspec.ValidationError:
@@ -170,6 +177,12 @@ class Reader:
     def _hidden(self, given: str, path: Path) -> bool:
         """Whether a value must not be printed: from the environment, or a URL with a password."""
         return self._document.variable(path) is not None or "@" in given
+
+
+def _unparted(text: str) -> str:
+    """The key in a `key:value` that YAML takes for one word; empty where it is none."""
+    found = re.match(r"(\w+):(?!//)", text)
+    return found[1] if found else ""
 
 
 def _is_a(bare: Any, family: type) -> bool:

@@ -24,6 +24,7 @@ from gateway.units import (
     Label,
     ListenAddress,
     ListenAddresses,
+    MediaHost,
     Midnight,
     ModelName,
     Natural,
@@ -173,7 +174,7 @@ class Media(Settings, frozen=True, kw_only=True):
     """Images, audio and video in messages. `hosts` are those whose URLs the engine may fetch."""
 
     urls: Literal["refuse", "allow"] = "refuse"
-    hosts: tuple[NonEmpty, ...] = ()
+    hosts: tuple[MediaHost, ...] = ()
     parts: Natural = 16
     bytes: BytesOrZero = 16 << 20
 

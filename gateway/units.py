@@ -143,7 +143,9 @@ class Address(msgspec.Struct, frozen=True):
             return cls(path=path)
         host, colon, port = text.rpartition(":")
         if re.fullmatch(r"\[[0-9A-Fa-f:.]+\]", host):
-            host = str(ipaddress.IPv6Address(host[1:-1]))
+            if not is_address(host[1:-1]):
+                raise ValueError("wanted an IPv6 address in the brackets, such as [::]:8080")
+            host = str(ipaddress.ip_address(host[1:-1]))
         elif ":" in host:
             raise ValueError('an IPv6 address stands in brackets, such as "[::]:8080"')
         elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
@@ -202,9 +204,23 @@ def network(text: str) -> str:
 
 
 def origin(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", text):
-        raise ValueError("wanted an origin such as https://app.example.com, or *")
-    return text
+    """As browsers send it, since it is compared exactly: in lower case, without a usual port."""
+    if text == "*":
+        return text
+    found = re.fullmatch(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", text.lower())
+    if not found:
+        raise ValueError(
+            "wanted an origin such as https://app.example.com, or *: one host in ASCII, no path"
+        )
+    usual = found[3] == {"http": ":80", "https": ":443"}[found[1]]
+    return f"{found[1]}://{found[2]}{'' if usual else found[3] or ''}"
+
+
+def media_host(text: str) -> str:
+    """A host of media URLs. It is compared exactly: what looks like more would allow nothing."""
+    if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", text.lower()):
+        raise ValueError("wanted a host such as images.example.com: no https://, no port, no *")
+    return text.lower()
 
 
 def redis_url(text: str) -> str:
@@ -323,6 +339,7 @@ Midnight = Annotated[
     datetime, Text("a date such as 2027-01-31", midnight), written(type="string", format="date")
 ]
 Network = Annotated[str, Text("a network such as 10.0.0.0/8", network), written(type="string")]
+MediaHost = Annotated[str, Text("a host", media_host), written(type="string")]
 Origin = Annotated[str, Text("an origin", origin), written(type="string")]
 RedisUrl = Annotated[
     str,

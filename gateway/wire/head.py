@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?[ \t]*\Z")
 #: Most callers say the same few hosts, again and again.
 _KNOWN_HOSTS = 64
 _WITHOUT_HOST = frozenset({b"/healthz", b"/readyz"})

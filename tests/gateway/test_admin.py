@@ -56,6 +56,27 @@ async def test_only_readiness_tells_that_the_process_is_not_ready() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("127.0.0.1:9464", "localhost:9464", "[::1]:1", "x", "")),
+        *((host, 403) for host in ("rebound.example", "rebound.example:9464", "127.0.0.1.nip.io")),
+    ],
+)
+async def test_without_a_key_no_page_can_ask_by_a_name_bound_to_loopback(
+    host: str, status: int
+) -> None:
+    """DNS rebinding: to the browser such a page and the admin port are one origin."""
+    async with Engine() as engine, serving(configured(engine.url)) as gateway:
+        for path in ("/status", "/limits", "/metrics"):
+            async with await Client.open(gateway.admin_port) as client:
+                await client.send(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+                assert (await client.read_head())[0] == status
+    async with Engine() as engine, serving(configured(engine.url, more=LOCKED)) as gateway:
+        headers = [("authorization", f"Bearer {ADMIN}"), ("host", "metrics.example")]
+        assert (await request(gateway.admin_port, "GET", "/status", headers)).status == 200
+
+
+@pytest.mark.parametrize(
     ("sent", "status"),
     [
         (f"Bearer {ADMIN}", 200),

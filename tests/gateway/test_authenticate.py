@@ -42,6 +42,10 @@ def head(**fields: bytes) -> Head:
         {"authorization": b"bearer   " + KEY},
         {"x_api_key": KEY},
         {"authorization": b"BEARER " + KEY, "x_api_key": KEY},
+        # Blanks behind a value are none of it (RFC 9110 §5.5), and the parser leaves them there.
+        {"authorization": b"Bearer " + KEY + b" "},
+        {"x_api_key": KEY + b" \t"},
+        {"authorization": b"Bearer " + KEY, "x_api_key": KEY + b" "},
     ],
 )
 async def test_a_key_is_taken_from_either_header(fields: dict[str, bytes]) -> None:
@@ -70,7 +74,7 @@ async def test_keys_with_a_long_common_beginning_stay_distinct() -> None:
     digests = {hashlib.sha256(start + end).digest(): who for end, who in ((b"1", ANN), (b"2", bob))}
     assert await authenticate(head(x_api_key=start + b"1"), Spy(digests), NOW) is ANN
     assert await authenticate(head(x_api_key=start + b"2"), Spy(digests), NOW) is bob
-    for other in (start, start + b"3", start + b"1 "):
+    for other in (start, start + b"3", start + b"1."):
         with pytest.raises(Unauthorized):
             await authenticate(head(x_api_key=other), Spy(digests), NOW)
 

@@ -94,6 +94,25 @@ LATER: list[tuple[Config, str]] = [
 ]
 
 
+LATER += [
+    (
+        Config(
+            models={"a": ALIASED},
+            teams={"t": Team(limits_by_model=dict.fromkeys(("a", "alias"), Limits(concurrency=1)))},
+        ),
+        "teams.t.limits_by_model.alias: is the same model as 'a': write its limits under one name",
+    ),
+    *(
+        (
+            Config(models={"a": Model(replicas=REPLICAS, timeouts=Timeouts(**{name: 7.0}))}),
+            f"models.a.timeouts.{name}: no model has one of its own; "
+            "set it for the whole gateway, under `timeouts`",
+        )
+        for name in ("header", "body", "keep_alive", "connect", "tls", "lame_duck", "drain")
+    ),
+]
+
+
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(("config", "problem"), LATER, ids=[problem for _, problem in LATER])
 def test_a_contradiction_is_found(config: Config, problem: str) -> None:

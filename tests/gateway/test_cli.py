@@ -78,6 +78,18 @@ def test_a_good_configuration_is_counted(tmp_path: Path) -> None:
         assert "good. 1 models on 2 replicas, 1 teams, 1 keys" in result.output
 
 
+@pytest.mark.parametrize("parameters", ["?db=x", "?socket_timeout=hunter2", "?no_such=1"])
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_check_knows_what_redis_client_would_refuse_at_the_start(
+    scheme: str, parameters: str
+) -> None:
+    redis = f"redis: '{scheme}://:hunter2@127.0.0.1{parameters}'\nsecret: {'s' * 16}\n"
+    result = run("check", "--config", "-", text=f"{GOOD}{redis}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fairgate: standard input: redis: the URL's parameters are not")
+    assert "hunter2" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -196,10 +208,14 @@ def test_gateways_that_start_together_keep_one_secret(state: Path) -> None:
     assert len(made) == 8
 
 
-def test_an_empty_file_is_no_secret(state: Path) -> None:
+@pytest.mark.parametrize("left", ["", "guessable"])
+def test_an_empty_or_short_file_is_no_secret_and_that_is_told(
+    state: Path, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
     state.mkdir(parents=True)
-    (state / "secret").touch()
+    (state / "secret").write_text(left)
     assert len(cli.kept_secret()) >= 43
+    assert "too short to be a secret; remove it" in caplog.text
 
 
 def test_a_secret_that_cannot_be_kept_is_made_for_this_run_and_told(

@@ -64,6 +64,9 @@ BAD: list[tuple[str, str]] = [
     ("secret: ${", "1: secret: a dollar is written $$"),
     ("workers: ${TOKEN}", "1: workers: wanted a whole number of at least 1 and at most 1024; given "
      "the value of ${TOKEN}"),
+    ("keys:\n- {name: a, team: '${TOKEN}', sha256: " + ZEROS + "}",
+     "2: keys[0].team: no team '${TOKEN}'; known: none"),
+    ("listen: '[1:::2]:80'", "1: listen: wanted an IPv6 address in the brackets, such as [::]:80"),
     ("listen: ${TOKEN}", "1: listen: wanted host:port, [::]:port or unix:/path"),
     # wrong types
     ("workers: many", "1: workers: wanted a whole number of at least 1 and at most 1024; given"),
@@ -399,6 +402,21 @@ def test_the_schema_describes_the_form_that_people_write() -> None:
     for name in definitions:
         assert f'"#/$defs/{name}"' in text
     assert '"written"' not in text
+
+
+def test_a_key_that_names_what_its_team_may_not_use_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    teams = "teams:\n  all: {}\n  s: {models: [gpt-4o]}\nkeys:\n"
+    keys = (
+        f"- {{name: {n}, team: {team}, sha256: {n * 64}, models: [{model}]}}"
+        for n, team, model in (("1", "s", "llama"), ("2", "all", "b"), ("3", "s", "b"))
+    )
+    given(MODELS + "  b: {replicas: [http://h]}\n" + teams + "\n".join(keys))
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
+        ": keys[2].models[0]: team s may not use b, so the key 3 may not either"
+    )
 
 
 def test_a_key_whose_end_is_past_is_warned_of_with_its_line(

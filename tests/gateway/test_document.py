@@ -29,6 +29,13 @@ def test_a_path_quotes_what_would_blur_it() -> None:
     assert path_text(("a\nb",)) == "['a\\nb']"
 
 
+def test_what_came_from_the_environment_is_told_by_its_variable() -> None:
+    document = Document("f", "a: {b: '${V}', c: sk-1}", {"V": "sk-1"})
+    for path in (("a",), ("a", "b")):
+        assert str(document.error(path, "no 'sk-1'")).endswith("no '${V}'")
+    assert str(document.error(("a", "c"), "no 'sk-1'")).endswith("no 'sk-1'")
+
+
 def test_variables_expand_in_values_only_and_are_remembered() -> None:
     document = Document("f", "${A}: x${A}$$y\nb: c", {"A": "1: [2"})
     assert document.value == {"${A}": "x1: [2$y", "b": "c"}

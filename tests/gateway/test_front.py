@@ -166,6 +166,23 @@ async def test_an_offer_to_upgrade_in_pieces_is_read_as_well() -> None:
         await served(client)
 
 
+@pytest.mark.parametrize(("version", "connection"), [("1.1", "close, upgrade"), ("1.0", "upgrade")])
+async def test_an_offer_to_upgrade_of_a_caller_who_closes_is_answered(
+    version: str, connection: str
+) -> None:
+    """The parser takes the end of such a head for the end of the connection."""
+    offer = [*HEADERS, ("connection", connection), ("upgrade", "h2c")]
+    post = head("POST", CHAT, offer, BODY).replace(b"HTTP/1.1", b"HTTP/" + version.encode()) + BODY
+    async with door() as (gateway, engine):
+        async with await Client.open(gateway.port) as client:
+            await client.send(post + MODELS)
+            async with asyncio.timeout(5):
+                assert (await client.read_head())[0] == 200
+                await client.read_body()
+                assert not await client.read_until_close()
+        assert [seen.method for seen in engine.requests].count("POST") == 1
+
+
 async def test_a_body_is_asked_for_only_from_callers_with_a_key() -> None:
     async with door() as (gateway, _):
         expecting = [("expect", "100-continue"), ("content-length", str(len(BODY)))]

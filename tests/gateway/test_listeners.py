@@ -47,6 +47,34 @@ def test_a_free_address_stays_free_after_it_was_looked_at() -> None:
         check_free([Address.parse(f"127.0.0.1:{port}")])
 
 
+def test_what_is_no_dead_socket_is_left_alone(tmp_path: Path) -> None:
+    """A typing error in `listen` must not cost a file, or another service its socket."""
+    file, link, used = tmp_path / "fairgate.yaml", tmp_path / "link", tmp_path / "used"
+    file.write_text("precious")
+    link.symlink_to(tmp_path / "nowhere")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(used))
+        for path in (file, link, used):
+            with pytest.raises(CannotStart, match="cannot listen on"):
+                check_free([Address.parse(f"unix:{path}")])
+        assert used.is_socket()
+    assert (file.read_text(), link.is_symlink()) == ("precious", True)
+
+
+def test_a_dead_socket_is_replaced_and_a_successor_s_is_not_removed(tmp_path: Path) -> None:
+    """A gateway that serves to its end has left its path to the one that came after it."""
+    path = tmp_path / "data.sock"
+    address = Address.parse(f"unix:{path}")
+    with contextlib.ExitStack() as later:
+        with contextlib.ExitStack() as ending:
+            bound(address, ending).close()
+            successor = bound(address, later)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(path))
+            successor.accept()[0].close()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("text", ["", "no certificate\n"])
 async def test_a_certificate_that_is_none_is_told_before_anything_is_served(
     tmp_path: Path, text: str

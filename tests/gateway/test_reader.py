@@ -51,3 +51,18 @@ def test_a_message_shows_a_value_only_where_it_may(text: str, shown: str) -> Non
     with pytest.raises(ConfigError) as caught:
         read.noun(Caps, document.value, ())
     assert str(caught.value).endswith(shown)
+
+
+@pytest.mark.parametrize("text", ["n:sk-1", "{n:sk-1}", "{x:sk-1}"])
+def test_a_blank_that_is_missing_is_told_without_what_follows(text: str) -> None:
+    """YAML takes `secret:abc` for one word, and the word for a key."""
+    read, document = reader(text)
+    with pytest.raises(ConfigError, match=r"[nx]: a blank is missing after its colon$"):
+        read.noun(Caps, document.value, ())
+
+
+@pytest.mark.parametrize("text", ["yes", "1", "0", "True", "''"])
+def test_true_and_false_are_the_only_booleans(text: str) -> None:
+    read, document = reader(f"beam_search: {text}")
+    with pytest.raises(ConfigError, match="wanted true or false"):
+        read.noun(Caps, document.value, ())

@@ -94,8 +94,20 @@ def test_networks_and_origins_are_checked() -> None:
     assert units.network("::1") == "::1/128"
     assert units.origin("*") == "*"
     assert units.origin("https://a.example:8443") == "https://a.example:8443"
-    with pytest.raises(ValueError, match="wanted an origin"):
-        units.origin("https://a.example/")
+    # As browsers send them: what is written otherwise would never be met.
+    assert units.origin("HTTPS://A.example:443") == "https://a.example"
+    assert units.origin("http://a.example:443") == "http://a.example:443"
+    assert units.origin("http://[::1]:80") == "http://[::1]"
+    for never in ("https://a.example/", "https://*.a.example", "https://é.example", "https://a:x"):
+        with pytest.raises(ValueError, match="wanted an origin"):
+            units.origin(never)
+
+
+def test_a_host_of_media_is_one_that_can_be_met() -> None:
+    assert units.media_host("Images.Example.com") == "images.example.com"
+    for never in ("https://a.example", "*.example", "a.example:443", "a.example.", "a/b", " ", "é"):
+        with pytest.raises(ValueError, match="wanted a host"):
+            units.media_host(never)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_the_unit_allows_two_descriptors_for_each_connection(service: dict[str, 
 def test_a_bad_configuration_is_not_tried_again(service: dict[str, str]) -> None:
     assert service["Restart"] == "on-failure"
     assert service["RestartPreventExitStatus"] == "2"
+    # systemd heeds it for the main process alone: a check before it would be tried again.
+    assert "ExecStartPre" not in service
 
 
 @pytest.mark.skipif(

@@ -17,7 +17,8 @@ def refused(method: bytes, version: str, target: bytes, *fields: tuple[bytes, by
 
 
 @pytest.mark.parametrize(
-    "host", [b"a", b"a:1", b"[::1]:8080", b"10.0.0.1:65535", b"a_b-c.example", b"", b"a:"]
+    "host",
+    [b"a", b"a:1", b"[::1]:8080", b"10.0.0.1:65535", b"a_b-c.example", b"", b"a:", b"a:1 \t"],
 )
 def test_one_well_formed_host_passes(host: bytes) -> None:
     assert refused(*GOOD, (b"host", host)) is None
