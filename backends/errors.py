@@ -22,6 +22,8 @@ from typing import ClassVar
 
 #: What a server says that has no room now: vLLM's full queue, others' own limits.
 _BUSY = (429, 503)
+#: What it says of the caller's request, so that its own sentence is of use to the caller.
+ABOUT_THE_REQUEST = frozenset({400, 413, 422})
 
 
 class BackendError(Exception):
@@ -122,7 +124,7 @@ class Refused(BackendError):
         self.message = message
         self.param = param
         self.elsewhere = status >= 500 or status == 429
-        self.blames = self.counts = status not in (400, 413, 422)
+        self.blames = self.counts = status not in ABOUT_THE_REQUEST
         self.busy = status in _BUSY
 
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from backends.errors import (
+    ABOUT_THE_REQUEST,
     BackendError,
     ConnectFailed,
     KillsEngines,
@@ -298,25 +299,27 @@ class ClientGone(GatewayError):
     outcome = "client_gone"
 
 
+#: Of an engine that says no more than that.
+NOT_ACCEPTED = "The model server does not accept this request."
+
+
 def from_backend(exc: BackendError) -> GatewayError:
     """What a caller is told of a failure on the model servers' side."""
     match exc:
-        case Refused(status=400 | 413 | 422) if exc.message:
-            return InvalidRequest(exc.message, exc.param)
-        case Refused(status=400 | 413 | 422):
-            return InvalidRequest("The model server does not accept this request.")
+        case Refused(status=status) if status in ABOUT_THE_REQUEST:
+            return InvalidRequest(exc.message or NOT_ACCEPTED, exc.param)
+        case StreamFailed(status=status) if status in ABOUT_THE_REQUEST:
+            return InvalidRequest(str(exc))
         case KillsEngines():
             return Quarantined()
         case BackendError(busy=True):
             busy = Overloaded("The model is busy: no server has room for this request now.")
             busy.retry_after = exc.retry_after or busy.retry_after
             return busy
-        case Refused(status=status) if status < 500:
+        case Refused(status=status) | StreamFailed(status=status) if status < 500:
             return UpstreamMisconfigured(
                 "The model server refuses the gateway. Its operator has to look into this."
             )
-        case StreamFailed(status=status) if 400 <= status < 500:
-            return InvalidRequest(str(exc))
         case UpstreamTimeout():
             return UpstreamSlow("The model server did not answer in time.")
         case ConnectFailed():

@@ -11,11 +11,12 @@ from msgspec import Raw, Struct
 
 #: Fields of a request that reach into the server or across its callers: refused unless allowed.
 #: With `stream_interval` one event has as many tokens as the caller likes, and what it pays for a
-#: stream it leaves is counted by events.
+#: stream it leaves is counted by events. A `uuid` stands beside a picture in a message: vLLM takes
+#: it for the picture itself, whoever sent that.
 PRIVILEGED = frozenset(
     """cache_salt chat_template documents ec_transfer_params kv_transfer_params media_io_kwargs
     mm_payload mm_processor_kwargs priority prompt_embeds request_id return_mm_kwargs
-    routed_experts_prompt_start session_id stream_interval vllm_xargs watermarking""".split()
+    routed_experts_prompt_start session_id stream_interval uuid vllm_xargs watermarking""".split()
 )
 
 

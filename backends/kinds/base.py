@@ -8,13 +8,11 @@ from typing import Any
 import orjson
 
 from backends.base import Call, Replica
-from backends.errors import Refused
+from backends.errors import ABOUT_THE_REQUEST, Refused
 from backends.framing import Framer
 
 _USER_AGENT = f"fairgate/{version('fairgate')}".encode()
 
-#: Statuses that are about the caller's request, so that the engine's sentence is of use to it.
-_ABOUT_THE_REQUEST = frozenset({400, 413, 422})
 _LONGEST_MESSAGE = 2_000
 
 
@@ -40,7 +38,7 @@ class OpenAIFamily:
         return Framer(event_limit)
 
     def read_error(self, status: int, body: bytes) -> Refused:
-        if status not in _ABOUT_THE_REQUEST:
+        if status not in ABOUT_THE_REQUEST:
             return Refused(status)
         try:
             document = orjson.loads(body)
@@ -79,8 +77,13 @@ def _head(method: str, path: str, replica: Replica) -> bytes:
 
 
 def _sentence(document: Any) -> tuple[str, str | None]:
-    """The message and parameter of an OpenAI error object; of an Anthropic one, the message."""
-    error = document.get("error") if isinstance(document, dict) else None
+    """The message and parameter of an OpenAI error object; of an Anthropic one, the message.
+
+    SGLang and older vLLM send the error object by itself: `{"object": "error", "message": ...}`.
+    """
+    if not isinstance(document, dict):
+        return "", None
+    error = document if document.get("object") == "error" else document.get("error")
     if not isinstance(error, dict):
         return "", None
     message, param = error.get("message"), error.get("param")

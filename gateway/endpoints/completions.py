@@ -6,6 +6,7 @@ from gateway.endpoints.base import Reading, Spoken
 from gateway.route import Route
 from gateway.settings import Caps
 from gateway.terms import Ask
+from gateway.wire import caps
 from gateway.wire.openai import OpenAITranslator
 from gateway.wire.size import completion
 
@@ -18,4 +19,5 @@ class Completions(Reading, Spoken):
 
     def translator(self, ask: Ask, route: Route, allowed: Caps) -> OpenAITranslator:
         passed, size = self.allowed_fields(ask, route, allowed)
+        caps.echoed(passed, allowed)
         return OpenAITranslator(ask, passed, size, ask_for_usage=route.usage_in_streams)

@@ -7,13 +7,14 @@ for. A key is found by its quoted name: inside a JSON string the quotes would be
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
 from msgspec import Raw
 
-from backends.errors import BadAnswer, StreamFailed
+from backends.errors import ABOUT_THE_REQUEST, BadAnswer, StreamFailed
+from gateway.errors import NOT_ACCEPTED
 from gateway.terms import Ask, Size, Usage
 from gateway.wire.large import MODEL, Renaming
 
@@ -23,6 +24,10 @@ _object = msgspec.json.Decoder(dict[str, Raw])
 
 
 _ABSENT = Raw(b"")
+
+#: Tokens as an engine counts them. Below or above, it has lost count: a limit charged with that
+#: would hold for days, or for nobody.
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -35,6 +40,7 @@ class Answer(msgspec.Struct):
     model: Raw = _ABSENT
     usage: Raw = _ABSENT
     input_tokens: Raw = _ABSENT
+    error: Raw = _ABSENT
     choices: list[_Choice] | None = None
 
 
@@ -97,6 +103,8 @@ class Translator:
             answer = _looked_at(body)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise BadAnswer(f"a plain answer that is not a JSON object: {exc}") from None
+        if answer.error:
+            self._note_error(_told(answer.error))
         if answer.usage:
             self._note_usage(answer.usage)
         self._note_answer(answer, body)
@@ -137,6 +145,10 @@ class Translator:
     def _note_answer(self, answer: Answer, body: bytes) -> None:
         """Look for what a dialect tells outside `usage`. Raises StreamFailed."""
 
+    def _note_error(self, error: Any) -> None:
+        """Some servers say with a 200 that they failed. Raises StreamFailed."""
+        raise AssertionError("a dialect has its own")
+
     def _note_usage(self, usage: Raw) -> None:
         raise AssertionError("a dialect has its own")
 
@@ -170,7 +182,24 @@ def _looked_at(body: bytes) -> Answer:
     except msgspec.ValidationError:  # choices of another shape are not ours to judge
         told = _object.decode(body)
     model, usage, tokens = (told.get(n, _ABSENT) for n in ("model", "usage", "input_tokens"))
-    return Answer(model, usage, tokens)
+    return Answer(model, usage, tokens, told.get("error", _ABSENT))
+
+
+def _told(error: Raw) -> Any:
+    """What it holds; where that cannot be read, that there is one."""
+    try:
+        return msgspec.json.decode(error)
+    except (msgspec.DecodeError, RecursionError):
+        return True
+
+
+def failure(status: int, message: Any) -> StreamFailed:
+    """An engine's failure in an answer that began well; its own `message` is kept only where it is
+    about the request.
+    """
+    if status not in ABOUT_THE_REQUEST:
+        return StreamFailed("error frame", status)
+    return StreamFailed(message if message and isinstance(message, str) else NOT_ACCEPTED, status)
 
 
 def single(events: bytes, prefix: bytes) -> bool:

@@ -17,7 +17,8 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Standing, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import Answer, Translator, single
+from gateway.wire.answer import Answer, Tokens, Translator, failure, single
+from gateway.wire.large import MODEL
 
 #: With data: an event without any makes clients read an empty document.
 HEARTBEAT = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -38,10 +39,10 @@ _STATUS = {
 
 
 class _Tokens(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
 
 
 _tokens = msgspec.json.Decoder(_Tokens | None)
@@ -73,6 +74,14 @@ class AnthropicTranslator(Translator):
             return self._rename(events)
         return events
 
+    def _rename(self, events: bytes) -> bytes:
+        """The first only: a tool's input may come together with it, and have a `model` too."""
+        found = MODEL.search(events)
+        if found is None:
+            return events
+        self._name_sent = found.group()
+        return events[: found.start()] + self._named + events[found.end() :]
+
     def _read(self, events: bytes) -> bytes:
         passed = []
         for event in sse.split(events):
@@ -98,11 +107,15 @@ class AnthropicTranslator(Translator):
         if isinstance(usage, dict):
             self._note_usage(Raw(orjson.dumps(usage)))
             # `message_start` knows the prompt only; the rest comes with `message_delta`.
-            self.usage.exact = document.get("type") == "message_delta"
+            self.usage.exact &= document.get("type") == "message_delta"
 
     def _note_answer(self, answer: Answer, body: bytes) -> None:
         if answer.input_tokens:  # count_tokens
             self._note_usage(Raw(body))
+
+    def _note_error(self, error: Any) -> None:
+        if error:
+            raise _failure({"error": error})
 
     def _note_usage(self, usage: Raw) -> None:
         try:
@@ -159,6 +172,4 @@ def _told(standing: Standing) -> tuple[int, int, bytes]:
 def _failure(document: dict[str, Any]) -> StreamFailed:
     error = document.get("error")
     told = error if isinstance(error, dict) else {}
-    status = _STATUS.get(str(told.get("type")), 500)
-    about_request = status == 400 and isinstance(told.get("message"), str)
-    return StreamFailed(told["message"] if about_request else "error frame", status)
+    return failure(_STATUS.get(str(told.get("type")), 500), told.get("message"))

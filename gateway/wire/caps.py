@@ -7,7 +7,7 @@ check needs to know are left to the engine, whose own 400 reaches the caller.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -45,6 +45,7 @@ _WORD = Decoder(str | None)
 _WORDS = Decoder(str | list[Raw] | None)
 LIST = Decoder(list[Raw] | None)
 _MAP = Decoder(dict[str, Raw] | None)
+_NULL = Raw(b"null")
 
 
 def decode(name: str, value: Raw, decoder: Decoder[T]) -> T:
@@ -83,6 +84,16 @@ def logprobs(name: str, value: Raw, allowed: Caps) -> None:
 
 def prompt_logprobs(name: str, value: Raw, allowed: Caps) -> None:
     _number(name, value, allowed.prompt_logprobs)
+
+
+def echoed(fields: Mapping[str, Raw], allowed: Caps) -> None:
+    """With `echo`, vLLM takes `logprobs` for `prompt_logprobs` where that one is not given."""
+    if "echo" not in fields or "logprobs" not in fields or not decode("echo", fields["echo"], BOOL):
+        return
+    if decode("prompt_logprobs", fields.get("prompt_logprobs", _NULL), _COUNT) is not None:
+        return
+    number = int(decode("logprobs", fields["logprobs"], _COUNT) or 0)
+    _at_most("logprobs", number, allowed.prompt_logprobs, "with `echo` (`prompt_logprobs`)")
 
 
 def beam_search(name: str, value: Raw, allowed: Caps) -> None:

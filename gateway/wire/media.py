@@ -136,8 +136,11 @@ def _check_parts(name: str, contents: Sequence[Any], allowed: Caps) -> Carried:
             "prompt_embeds"
         ):
             raise InvalidRequest(f"`{name}`: `prompt_embeds` is not allowed on this gateway.", name)
-        for key in part.keys() & _KEYS:
-            for url in _texts(part[key]):
+        keys = part.keys() & _KEYS
+        if keys and part.get("uuid") is not None and not allowed.privileged.get("uuid"):
+            raise InvalidRequest(f"`{name}`: a part's `uuid` is not allowed on this gateway.", name)
+        for key in keys:
+            for url in _texts(key, part[key]):
                 decoded = _accepted(name, url, allowed)
                 count += 1
                 size += decoded
@@ -173,23 +176,28 @@ def _parts(contents: Sequence[Any]) -> Iterator[dict[str, Any]]:
                     waiting.append(part["content"])
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The URLs or payloads of one media value: itself, or what its known keys hold."""
+def _texts(name: str, value: Any) -> Iterator[str]:
+    """The URLs or payloads of one media value: itself, or what its known keys hold.
+
+    Embeddings are several, under whatever keys the model has (vLLM on Qwen2-VL:
+    `{"image_embeds": ..., "image_grid_thw": ...}`).
+    """
+    embedded = name.endswith("_embeds")
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for key in _URL_KEYS:
-            if key == "data" and value.get("type") == "text":
+        for key in value if embedded else _URL_KEYS:
+            if key == "data" and not embedded and value.get("type") == "text":
                 continue  # Anthropic's plain text document: no media
             if isinstance(value.get(key), str):
                 yield value[key]
         if isinstance(value.get("content"), list):
             for part in _parts([value["content"]]):
                 for key in part.keys() & _KEYS:
-                    yield from _texts(part[key])
+                    yield from _texts(key, part[key])
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _texts(name, item)
 
 
 def _accepted(name: str, text: str, allowed: Caps) -> int:

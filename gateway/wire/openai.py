@@ -13,7 +13,7 @@ from backends.errors import StreamFailed
 from gateway.errors import GatewayError
 from gateway.terms import Ask, Size, Standings, Usage
 from gateway.wire import sse
-from gateway.wire.answer import UNMEASURED, Answer, Translator, single
+from gateway.wire.answer import UNMEASURED, Answer, Tokens, Translator, failure, single
 
 #: A comment: every client ignores it (WHATWG HTML, "Parsing an event stream").
 HEARTBEAT = b": ping\n\n"
@@ -30,16 +30,17 @@ _USAGE_GIVEN = re.compile(rb'"usage"\s*:\s*\{')
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class _Tokens(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
     prompt_tokens_details: _Details | None = None
 
 
 _tokens = msgspec.json.Decoder(_Tokens | None)
+_options = msgspec.json.Decoder(dict[str, Raw] | None)
 
 
 class OpenAITranslator(Translator):
@@ -59,7 +60,7 @@ class OpenAITranslator(Translator):
         self._prefix_named = b""
         if ask.stream and ask_for_usage and not ask.wants_usage:
             sent = fields.get("stream_options")
-            options = orjson.loads(memoryview(sent)) if sent else None
+            options = _options.decode(sent) if sent else None
             self.set("stream_options", {**(options or {}), "include_usage": True})
 
     def restart(self) -> None:
@@ -134,6 +135,11 @@ class OpenAITranslator(Translator):
             if choice.finish_reason == Raw(_ABORT):
                 raise StreamFailed(_ABORTED)
 
+    def _note_error(self, error: Any) -> None:
+        failed = _failure({"error": error})
+        if failed is not None:
+            raise failed
+
     def _note_usage(self, usage: Raw) -> None:
         try:
             tokens = _tokens.decode(usage)
@@ -173,9 +179,7 @@ def _failure(document: dict[str, Any]) -> StreamFailed | None:
         told = error if isinstance(error, dict) else {}
         code = told.get("code")
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        message = told.get("message")
-        about_request = status < 500 and isinstance(message, str)
-        return StreamFailed(str(message) if about_request else "error frame", status)
+        return failure(status, told.get("message"))
     for choice in document.get("choices") or ():
         if isinstance(choice, dict) and choice.get("finish_reason") == "abort":
             return StreamFailed(_ABORTED)

@@ -64,6 +64,8 @@ def test_every_error_has_its_status_in_both_dialects(kind: type[GatewayError]) -
         (backend.StreamFailed(SECRET), errors.UpstreamFailed, "upstream_failed"),
         (backend.StreamFailed(SECRET, 503), errors.Overloaded, "refused"),
         (backend.StreamFailed(SECRET, 429), errors.Overloaded, "refused"),
+        (backend.StreamFailed("error frame", 401), errors.UpstreamMisconfigured, "upstream_failed"),
+        (backend.StreamFailed("error frame", 404), errors.UpstreamMisconfigured, "upstream_failed"),
         (backend.UpstreamTimeout(SECRET), errors.UpstreamSlow, "timed_out"),
         (backend.FirstEventTimeout(SECRET), errors.UpstreamSlow, "timed_out"),
         (backend.Refused(400), errors.InvalidRequest, "refused"),

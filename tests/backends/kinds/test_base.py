@@ -110,6 +110,8 @@ def test_the_credential_is_in_no_representation() -> None:
         (400, b'{"error":{"message":"no","param":"n","code":400}}', "no", "n"),
         (422, b'{"error":{"message":"no"}}', "no", None),
         (413, b'{"type":"error","error":{"type":"x","message":"big"}}', "big", None),
+        (400, b'{"object":"error","message":"long","param":"n","code":400}', "long", "n"),
+        (400, b'{"message":"Unauthorized"}', "", None),
         (400, b'{"error":"Unauthorized"}', "", None),
         (400, b'{"error":{"message":["a"],"param":{"b":1}}}', "", None),
         (400, b'{"detail":[{"msg":"x"}]}', "", None),

@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
+from backends.errors import StreamFailed
+from gateway.errors import NOT_ACCEPTED, InvalidRequest, Overloaded, UpstreamFailed
 from gateway.terms import Standing, Usage
 from gateway.wire import anthropic
 from tests.gateway.wire import NAME, messages, parse, play, recorded, single
@@ -48,6 +49,13 @@ def test_a_delta_without_the_prompt_keeps_what_the_start_said() -> None:
     wire = messages()
     play(wire, [start(input_tokens=9), event("message_delta", usage={"output_tokens": 4})])
     assert wire.usage == Usage(prompt=9, completion=4, exact=True)
+
+
+@pytest.mark.parametrize("lost", [-1, 2**31 + 1])
+def test_a_count_that_cannot_be_is_not_believed(lost: int) -> None:
+    wire = messages()
+    play(wire, [start(input_tokens=9), event("message_delta", usage={"output_tokens": lost})])
+    assert wire.usage == Usage(prompt=9)
 
 
 def test_a_stream_that_broke_has_its_prompt_and_counted_words() -> None:
@@ -109,7 +117,12 @@ def test_an_error_of_no_shape_is_one_too() -> None:
     for error in ("boom", {"type": "invalid_request_error", "message": 7}):
         wire = messages()
         assert play(wire, [event("error", error=error)]) == []
-        assert str(wire.failed) == "error frame"
+        assert str(wire.failed) == ("error frame" if error == "boom" else NOT_ACCEPTED)
+
+
+def test_a_plain_answer_that_is_an_error_is_a_failure() -> None:
+    with pytest.raises(StreamFailed, match="error frame"):
+        messages().whole(orjson.dumps({"type": "error", "error": ERROR}))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +165,12 @@ def test_only_the_start_names_the_model_and_nothing_else_is_touched() -> None:
     tool = event("content_block_start", content_block={"input": {"model": "tiny"}})
     begun = event("message_start", message={"model": "tiny"})
     assert play(wire, [begun, tool]) == [begun.replace(b"tiny", NAME.encode()), tool]
+
+
+def test_a_tool_that_comes_with_the_start_is_not_touched_either() -> None:
+    tool = event("content_block_start", content_block={"input": {"model": "other"}})
+    begun = event("message_start", message={"model": "tiny"})
+    assert play(messages(), [begun + tool]) == [begun.replace(b"tiny", NAME.encode()) + tool]
 
 
 def test_tokens_are_counted_without_an_answer_of_words() -> None:

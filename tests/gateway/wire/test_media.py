@@ -170,7 +170,7 @@ WAYS: list[Callable[[str], object]] = [
     lambda url: [*message(), *message(picture(url))],
     lambda url: message({"type": "image_url", "image_url": url}),
     lambda url: message({"image_url": url}),
-    lambda url: message({"image_url": {"url": url}, "uuid": "1"}),
+    lambda url: message({"image_url": {"url": url}, "uuid": None}),
     lambda url: message({"type": "text", "text": "x", "image_url": url}),
     lambda url: message({"type": "image_url", "image_url": {"type": "text", "url": url}}),
     lambda url: message({"type": "image_url", "image_url": {"detail": "low", "url": url}}),
@@ -185,6 +185,8 @@ WAYS: list[Callable[[str], object]] = [
     lambda url: message({"type": "image_pil", "image_pil": url}),
     lambda url: message({"type": "image_embeds", "image_embeds": url}),
     lambda url: message({"type": "image_embeds", "image_embeds": {"data": url}}),
+    lambda url: message({"type": "image_embeds", "image_embeds": {"image_grid_thw": url}}),
+    lambda url: message({"type": "image_embeds", "image_embeds": {"type": "text", "data": url}}),
     lambda url: message({"type": "video_embeds", "video_embeds": url}),
     lambda url: message({"type": "image", "source": {"type": "url", "url": url}}),
     lambda url: message({"type": "document", "source": {"type": "url", "url": url}}),
@@ -306,6 +308,22 @@ def test_frames_glued_into_one_url_are_refused() -> None:
 def test_embeddings_for_a_prompt_are_as_privileged_as_the_field(part: dict[str, str]) -> None:
     assert "`prompt_embeds` is not allowed" in refuse(message(part))
     accept(message(part), Caps(privileged={"prompt_embeds": "allow"}))
+
+
+@pytest.mark.parametrize(
+    "part", [{**picture(PIXEL), "uuid": "a"}, {"type": "image_url", "image_url": None, "uuid": "a"}]
+)
+def test_a_name_for_a_picture_that_others_may_have_sent_is_privileged(part: object) -> None:
+    assert "`uuid` is not allowed" in refuse(message(part))
+    accept(message(part), Caps(privileged={"uuid": "allow"}))
+    accept(message({"type": "text", "text": "x", "uuid": "a"}))
+
+
+def test_every_tensor_of_embeddings_counts_against_the_size() -> None:
+    tensors = {"image_embeds": "A" * 400, "image_grid_thw": "A" * 40}
+    part = {"type": "image_embeds", "image_embeds": tensors}
+    accept(message(part), Caps(media=Media(bytes=330)))
+    assert "330 bytes" in refuse(message(part), Caps(media=Media(bytes=329)))
 
 
 def test_a_system_prompt_is_looked_at() -> None:

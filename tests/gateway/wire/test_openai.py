@@ -5,9 +5,10 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec import Raw
 
 from backends.errors import StreamFailed
-from gateway.errors import InvalidRequest, Overloaded, UpstreamFailed
+from gateway.errors import NOT_ACCEPTED, InvalidRequest, Overloaded, UpstreamFailed
 from gateway.terms import Ask, Standing, Usage
 from gateway.wire import openai
 from gateway.wire.openai import OpenAITranslator
@@ -41,6 +42,14 @@ def test_usage_is_asked_for_though_the_caller_did_not(options: object) -> None:
 def test_other_stream_options_of_the_caller_stay() -> None:
     sent = {"include_usage": False, "x": 1}
     assert sent_upstream(chat(stream_options=sent)) == {"include_usage": True, "x": 1}
+
+
+@pytest.mark.parametrize("value", [b"1e400", b"123456789012345678901234567890", b"1.0"])
+def test_a_stream_option_stays_as_it_was_written(value: bytes) -> None:
+    options = Raw(b'{"x":%b}' % value)
+    fields = {"stream": Raw(b"true"), "stream_options": options}
+    wire = OpenAITranslator(Ask(NAME, True, dict(fields)), fields)
+    assert b'"stream_options":{"x":%b,"include_usage":true}' % value in wire.request("tiny")
 
 
 def test_a_caller_who_asked_keeps_its_own_options() -> None:
@@ -193,7 +202,7 @@ def test_an_error_of_another_shape_is_one_too(shape: dict[str, Any]) -> None:
     assert wire.failed.status == 500
 
 
-@pytest.mark.parametrize("code", [400, 429, 499])
+@pytest.mark.parametrize("code", [400, 413, 422])
 def test_an_error_about_the_request_keeps_the_engines_sentence(code: int) -> None:
     wire = chat()
     play(wire, [event(error={"message": "too long", "code": code})])
@@ -205,13 +214,19 @@ def test_an_error_about_the_request_keeps_the_engines_sentence(code: int) -> Non
     )
 
 
-@pytest.mark.parametrize(
-    "error", [{"message": "at 10.0.0.1", "code": 500}, {"message": 7, "code": 400}]
-)
-def test_an_error_of_the_servers_own_is_never_repeated(error: dict[str, Any]) -> None:
+@pytest.mark.parametrize("code", [401, 402, 403, 404, 429, 499, 500])
+def test_an_error_of_the_servers_own_is_never_repeated(code: int) -> None:
     wire = chat()
-    play(wire, [event(error=error)])
-    assert str(wire.failed) == "error frame"
+    play(wire, [event(error={"message": "at 10.0.0.1", "code": code})])
+    assert wire.failed is not None
+    assert (str(wire.failed), wire.failed.status) == ("error frame", code)
+
+
+@pytest.mark.parametrize("message", [7, None, ""])
+def test_an_error_about_the_request_that_says_nothing_is_told_as_one(message: object) -> None:
+    wire = chat()
+    play(wire, [event(error={"message": message, "code": 400})])
+    assert str(wire.failed) == NOT_ACCEPTED
 
 
 @pytest.mark.parametrize("code", [200, 399, 600, 1000, None, True])
@@ -255,7 +270,15 @@ def test_what_cannot_be_read_passes_as_it_is(odd: bytes) -> None:
     assert wire.failed is None
 
 
-@pytest.mark.parametrize("usage", [{"prompt_tokens": "x"}, {"prompt_tokens_details": 1}])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": "x"},
+        {"prompt_tokens_details": 1},
+        {"prompt_tokens": -5, "completion_tokens": 1},
+        {"prompt_tokens": 5, "completion_tokens": 2**31 + 1},
+    ],
+)
 def test_a_usage_of_another_shape_is_not_believed(usage: dict[str, Any]) -> None:
     wire = chat()
     play(wire, [delta("a") + event(choices=[], usage=usage)])
@@ -321,6 +344,29 @@ def test_a_plain_answer_the_engine_gave_up_on_is_a_failure() -> None:
     told = b'{"model":"m","choices":[{"index":0,"finish_reason":"abort","message":{}}]}'
     with pytest.raises(StreamFailed):
         chat().whole(told)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (b'{"message":"at 10.0.0.1","code":502}', 502),
+        (b'{"message":"too long","code":400}', 400),
+        (b'"boom"', 500),
+        (b"1e400", 500),
+    ],
+)
+def test_a_plain_answer_that_is_an_error_is_a_failure(error: bytes, status: int) -> None:
+    for more in (b"", b',"choices":null', b',"choices":7'):
+        with pytest.raises(StreamFailed) as caught:
+            chat().whole(b'{"error":%b%b}' % (error, more))
+        assert caught.value.status == status
+        assert "10.0.0.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [b"null", b"{}", b'""'])
+def test_a_plain_answer_with_an_empty_error_is_a_good_one(error: bytes) -> None:
+    told = b'{"model":"%b","choices":[],"error":%b}' % (NAME.encode(), error)
+    assert chat().whole(told) == told
 
 
 def test_a_plain_answer_about_an_abort_is_a_good_one() -> None:
