@@ -106,8 +106,8 @@ class Replica:
     Mutable state: `in_flight` requests and `outstanding` tokens of this process; `elsewhere`, the
     same two of the other processes; `load`, the engine's own newest figures; `health`; `busy`,
     until when it said that it has no room; `drained`, whether the operator took it out;
-    `flights`, the calls under way and whose they are; `last_error`; and `capability`, what it said
-    of itself.
+    `flights`, the calls under way and whose they are; `trials`, how many of them were sent while
+    something spoke against it; `last_error`; and `capability`, what it said of itself.
     """
 
     url: str
@@ -124,6 +124,7 @@ class Replica:
     busy: float = 0.0
     drained: bool = False
     flights: dict[Flight, Attempt] = field(default_factory=dict, repr=False)
+    trials: int = 0
     last_error: str | None = None
     capability: Capability = UNKNOWN
     #: Heads that stay the same from call to call, by path; filled by the kind.
@@ -156,8 +157,8 @@ class Replica:
             return False
         if self.health.sound:
             return True
-        standing = self.health.standing(now)
-        return standing is Standing.PROBATION and self.in_flight == 0
+        # What it had before it was ejected is no trial: a stream may go on for an hour.
+        return self.health.standing(now) is Standing.PROBATION and not self.trials
 
     def lacks(self, path: str, name: str) -> bool:
         """Whether the server's own schema is known and has no field `name` on `path`."""

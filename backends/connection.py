@@ -217,7 +217,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _release(self) -> None:
         self._transfer = None
-        if self._reusable and self.usable:
+        # Who answers before it has read the whole request may never read the rest: the next request
+        # would wait behind it, and the rest be held in memory.
+        if self._reusable and self.usable and not self.transport.get_write_buffer_size():
             self.idle_since = self._loop.time()
             self._owner.keep(self)
         else:

@@ -9,7 +9,7 @@ import logging
 import random
 import socket
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 logger = logging.getLogger("fairgate")
 
@@ -97,19 +97,43 @@ class Resolver:
 
     async def run(self) -> None:
         """Ask for every name again and again, until cancelled."""
+        turns: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
-                self._wake.clear()
-                await asyncio.gather(*(self._ask(name) for name in sorted(self._names)))
+                turns.clear()
+                await self._round(turns)
                 self._first.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._every * (1 + _JITTER * self._draw())):
                         await self._wake.wait()
         finally:
-            for question in self._asking.values():
-                question.cancel()
-            await asyncio.gather(*self._asking.values(), return_exceptions=True)
+            left: list[asyncio.Future[Any]] = [*turns.values(), *self._asking.values()]
+            for each in left:
+                each.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             self._asking.clear()
+
+    async def _round(self, turns: dict[str, asyncio.Task[None]]) -> None:
+        """Ask for every name once. One that is wanted meanwhile does not wait for those that are
+        slow: requests for its servers may be here already.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            for name in sorted(self._names):
+                turn = turns.get(name)
+                if turn is None or (turn.done() and name not in self._known):
+                    turns[name] = loop.create_task(self._ask(name))
+            every = asyncio.gather(*turns.values())
+            waking = loop.create_task(self._wake.wait())
+            either: set[asyncio.Future[Any]] = {every, waking}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waking.cancel()
+            if every.done():
+                every.result()
+                return
 
     async def _ask(self, name: str) -> None:
         # A question that takes too long is waited for in later rounds: asked anew each time, those

@@ -21,8 +21,10 @@ from backends.transport import Transport
 #: Seconds between two questions, and so many rounds that a server without figures is left alone.
 EVERY = 1.0
 _PLAIN = 10
-#: How long one answer may take, and how many refused connections in a row are no accident.
+#: How long one answer may take, beyond its connection where that may take long, and how many
+#: refused connections in a row are no accident.
 WITHIN = 2.0
+_ONCE_CONNECTED = 1.0
 _REFUSED = 2
 #: So many are asked at once: a page has 100 KB, and this process may be serving as well.
 _AT_ONCE = 32
@@ -176,11 +178,12 @@ class Prober:
 
     async def _ask(self, asked: _Asked) -> None:
         request = probe(asked.page or _MODELS, asked.replica)
+        within = max(WITHIN, self._transport.limits.connect + _ONCE_CONNECTED)
         try:
             async with self._room:
                 asked.at = self._loop.time()
                 status, page = await self._transport.fetch(
-                    asked.replica, request, limit=_LARGEST, timeout=WITHIN
+                    asked.replica, request, limit=_LARGEST, timeout=within
                 )
         except ConnectFailed:
             asked.refuse()

@@ -46,20 +46,37 @@ class Quarantine:
 
     def check(self, body: bytes) -> None:
         """Raises KillsEngines for a body that was in flight at two deaths."""
-        if not self._deaths:
+        now = self._clock() if self._deaths else 0.0
+        while self._deaths:  # those that no longer count: while there are any, each body is hashed
+            if now - next(iter(self._deaths.values()))[-1][1] < _REMEMBERED:
+                break
+            self._deaths.popitem(last=False)
+        else:
             return
         fingerprint = self._fingerprint(body)
         deaths = self._deaths.get(fingerprint, ())
-        now = self._clock()
         if sum(now - at < _REMEMBERED for _, at in deaths) >= _DEATHS:
             raise KillsEngines(f"the body {fingerprint} was in flight when engines died")
 
     def suspect(self, replica: Replica, body: bytes) -> None:
         """A request failed there; if the engine is found dead soon, this may be why."""
-        suspects = self._suspects.setdefault(replica.url, OrderedDict())
-        suspects[self._fingerprint(body)] = self._clock()
+        now = self._clock()
+        suspects = self._suspects.pop(replica.url, None) or OrderedDict()
+        self._suspects[replica.url] = suspects  # the newest last, the fingerprints as the URLs
+        fingerprint = self._fingerprint(body)
+        suspects.pop(fingerprint, None)
+        suspects[fingerprint] = now
         if len(suspects) > _MOST_SUSPECTS:
             suspects.popitem(last=False)
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Let go of what nobody will be blamed for: engines come and go, each at its own URL."""
+        while True:
+            url, suspects = next(iter(self._suspects.items()))
+            if now - next(reversed(suspects.values())) < _SUSPECT:
+                return  # that which failed just now is the last
+            del self._suspects[url]
 
     def died(self, replica: Replica) -> None:
         """The engine there is dead: what failed there just now was in flight then."""

@@ -44,8 +44,8 @@ class Transport:
 
     Mutable state: `_idle`, the connections waiting for a request, newest last; `_all`, every
     connection; `_connecting`, the tasks that make one; `_sweep`, the timer that ends old idleness;
-    `_worked`, of hosts with several addresses the one that was connected to last; `_loop`, in
-    which it lives from its first request on.
+    `_worked`, by name and port the one of several addresses that was connected to last; `_loop`,
+    in which it lives from its first request on.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.limits = limits or Limits()
         self._addresses = addresses
-        self._worked: dict[Origin, str] = {}
+        # Not by origin: an origin keeps its TLS context, and a reload may make another of each.
+        self._worked: dict[tuple[str, int], str] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._idle: dict[Origin, deque[Connection]] = {}
         self._all: set[Connection] = set()
@@ -231,7 +232,7 @@ class Transport:
                     raise
             else:
                 if len(addresses) > 1:
-                    self._worked[origin] = address
+                    self._worked[origin.host, origin.port] = address
                 return made
         raise ConnectFailed(f"{origin}: no address is known of {origin.host}")
 
@@ -240,7 +241,7 @@ class Transport:
         if origin.address:
             return (origin.address,)
         known = self._addresses(origin.host)
-        worked = self._worked.get(origin)
+        worked = self._worked.get((origin.host, origin.port))
         if worked is not None and worked in known:
             known = (worked, *(address for address in known if address != worked))
         return known[:_MOST_ADDRESSES]

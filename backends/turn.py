@@ -96,8 +96,10 @@ class Turn:
         self._tried.append(replica)
         self.attempts += 1
         self._sent += 1
+        trial = not replica.health.sound
         replica.in_flight += 1
         replica.outstanding += tokens
+        replica.trials += trial
         try:
             head, body = pool.kind.prepare(call, replica)
             transfer = pool.means.transport.send(replica, head, sink, body)
@@ -110,6 +112,7 @@ class Turn:
         finally:
             replica.in_flight -= 1
             replica.outstanding -= tokens
+            replica.trials -= trial
         failure = sink.failure
         if failure is not None and failure.blames:
             failure = await self._post_mortem(replica, call, failure)

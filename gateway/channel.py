@@ -147,7 +147,13 @@ class Channel:
     async def _read(self) -> None:
         try:
             while True:
-                self._take(await self._line())
+                line = await self._line()
+                if len(self._at_work) >= MOST_AT_WORK:
+                    # A burst that came in one read is no overload: of what is at work, nothing had
+                    # its turn yet. One turn of the loop for their steps, and one for their ends.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                self._take(line)
         except (EOFError, OSError):
             pass
         except (ValueError, msgspec.MsgspecError) as exc:  # the first is too long a line
@@ -199,7 +205,9 @@ class Channel:
     # What goes
 
     def _send(self, message: _Message) -> None:
-        if self.ended.is_set():
+        # Lost, and not read to its end yet: uvloop raises then, to whoever tells something, and who
+        # tells something is not to die of another's death.
+        if self.ended.is_set() or self._writer.is_closing():
             return
         self._writer.write(_encode(message) + b"\n")
         if self._writer.transport.get_write_buffer_size() > MOST_BYTES:

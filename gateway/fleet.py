@@ -77,12 +77,21 @@ class Fleet:
         a new one. Changes nothing yet; `adopt` does. Raises BadFile.
         """
         every = dict.fromkeys(wanted)
-        free = {_identity(s): r for s, r in self._known.items() if s not in every}
+        # Several of one server, where models have it on different terms; those in use first.
+        free: dict[tuple[Any, ...], list[Replica]] = {}
+        for settings, replica in sorted(self._known.items(), key=self._leaves):
+            if settings not in every:
+                free.setdefault(_identity(settings), []).append(replica)
         draft: dict[ReplicaSettings, Replica] = {}
         for settings in every:
-            known = self._known.get(settings) or free.pop(_identity(settings), None)
+            known = self._known.get(settings)
+            if known is None and (same := free.get(_identity(settings))):
+                known = same.pop(0)
             draft[settings] = known or made(settings)
         return draft
+
+    def _leaves(self, known: tuple[ReplicaSettings, Replica]) -> bool:
+        return known[1] not in self._wanted
 
     def adopt(self, draft: Replicas) -> None:
         """Go on with these replicas; what is under way on others is served to its end."""

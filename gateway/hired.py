@@ -61,7 +61,7 @@ class Hired:
             self._watch.blamed(self.channel, death)
 
         async def replicas(probed: str) -> None:
-            self._watch.replicas(probed)
+            self._watch.replicas(self.channel, probed)
 
         return {
             "ready": ready,

@@ -121,6 +121,12 @@ def tell_of_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
     logging.getLogger("fairgate").error("%s: %s", message, told)
 
 
+def tell_of_end(task: asyncio.Task[Any]) -> None:
+    """For a task that goes on as long as its process: nobody awaits it, to hear of its failure."""
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        logging.getLogger("fairgate").error("a task of the process failed: %s", told_safely(exc))
+
+
 def told_safely(exc: BaseException) -> str:
     """The type and the place of an exception, without any value."""
     frames = traceback.extract_tb(exc.__traceback__)

@@ -17,11 +17,13 @@ from typing import Any
 
 import uvloop
 
+from backends.connection import Limits
 from gateway import status
 from gateway.channel import ChannelEnded, NotAnswered
 from gateway.hired import REDIS_WITHIN, Hired, hire
 from gateway.limits.report import Told
 from gateway.listeners import CannotStart, admin_server, bound, cut, shown
+from gateway.logs import tell_of_end
 from gateway.metrics import Sum, render
 from gateway.reload import Reloads, Source
 from gateway.settings import Config
@@ -141,6 +143,7 @@ class Supervisor:
         self._started = False
         self.reloads = Reloads(source, config, self.reload, self._why_no_reload)
         self.watch = Watch()
+        self.watch.limit(_limits(config))
         self._secret = secret
         self._sockets: Sequence[socket.socket] = ()
         self._loop = asyncio.get_running_loop()
@@ -268,6 +271,7 @@ class Supervisor:
                 tasks = [
                     self._loop.create_task(each) for each in (self._reloading(), self.watch.run())
                 ]
+                tasks[1].add_done_callback(tell_of_end)
                 try:
                     await self._all_ready()
                     yield addresses
@@ -280,6 +284,7 @@ class Supervisor:
     async def reload(self, config: Config) -> None:
         """Every worker serves what comes from now on by another configuration."""
         self.config = config  # of those who are hired from here on
+        self.watch.limit(_limits(config))
         settings = packed(config)
         await asyncio.gather(*(self._renew(hired, settings) for hired in self.workers))
 
@@ -350,6 +355,10 @@ class Supervisor:
         for hired in self.workers:
             hired.kill()
         await lives
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(connect=config.timeouts.connect, tls=config.timeouts.tls)
 
 
 async def _all(lives: Any) -> None:

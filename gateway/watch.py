@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from backends.base import Kind, Replica
+from backends.connection import Limits
 from backends.kinds import KINDS
 from backends.members import Resolver
 from backends.probes import Prober, Verdict
@@ -44,8 +45,9 @@ class Line(Protocol):
 
 class Watch:
     """Mutable state: `_lines`, the workers; `_work`, what each has under way, and `_stale`, whether
-    the others have yet to hear of it; `_probed`, the servers they use now; `_verdicts`, the newest;
-    `_deaths`, the bodies that were blamed lately; `drained`, the URLs taken out.
+    the others have yet to hear of it; `_used`, the servers each uses now, `_probed`, all of them by
+    URL, and `_made`, what stands for each here; `_verdicts`, the newest; `_deaths`, the bodies that
+    were blamed lately; `drained`, the URLs taken out.
     """
 
     def __init__(self) -> None:
@@ -53,7 +55,9 @@ class Watch:
         self._lines: dict[Line, None] = {}
         self._work: dict[Line, Work] = {}
         self._stale = False
-        self._probed = ""
+        self._used: dict[Line, Probed] = {}
+        self._probed: dict[str, tuple[ReplicaSettings, str]] = {}
+        self._made: dict[ReplicaSettings, Replica] = {}
         self._verdicts: list[Any] = []
         self._deaths: deque[Sequence[str]] = deque(maxlen=_MOST_DEATHS)
         self._resolver = Resolver(lambda name: None)
@@ -69,11 +73,20 @@ class Watch:
         line.tell("verdicts", self._verdicts)
         self._stale = True
 
+    def limit(self, limits: Limits) -> None:
+        """Within what time connections are made: that of the requests themselves, else what they
+        can reach would be told to be gone.
+        """
+        self._transport.limits = limits
+
     def left(self, line: Line) -> None:
         """A worker is gone, and with it what it had under way."""
         self._lines.pop(line, None)
         self._work.pop(line, None)
         self._stale = True
+        # Of the last one its servers stay: the next will have the same, and what was seen counts.
+        if len(self._used) > 1 and self._used.pop(line, None) is not None:
+            self._probe()
 
     # What workers tell
 
@@ -87,15 +100,26 @@ class Watch:
             if other is not line:
                 other.tell("blamed", death)
 
-    def replicas(self, probed: str) -> None:
-        """The servers to probe; the worker that told last knows the newest."""
+    def replicas(self, line: Line, probed: str) -> None:
+        """The servers a worker uses now. Each is probed while any of them uses it: names and lists
+        are looked up by every worker for itself, so one may know of a server before another does.
+        """
+        self._used.pop(line, None)  # who told last comes last
+        self._used[line] = unpacked(probed)
+        for gone in [other for other in self._used if other not in self._lines]:
+            del self._used[gone]
+        self._probe()
+
+    def _probe(self) -> None:
+        used = self._used.values()
+        probed = {settings.url: (settings, kind) for told in used for settings, kind in told}
         if probed == self._probed:
             return
+        known = self._made
+        self._made = {each: known.get(each) or made(each) for each, _ in probed.values()}
         self._probed = probed
-        told: Probed = unpacked(probed)
-        by_url = {settings.url: (made(settings), KINDS[kind]) for settings, kind in told}
-        self._resolver.want(settings.host for settings, _ in told)
-        self._prober.watch(list(by_url.values()))
+        self._resolver.want(settings.host for settings, _ in probed.values())
+        self._prober.watch((self._made[each], KINDS[kind]) for each, kind in probed.values())
 
     # What it does by itself
 
@@ -134,16 +158,19 @@ async def alone(
     board: Board,
     replicas: Callable[[], Iterable[tuple[Replica, Kind]]],
     addresses: Callable[[str], Sequence[str]],
+    limits: Callable[[], Limits] = Limits,
 ) -> None:
     """What the only process of a gateway does in place of a supervisor, until cancelled.
 
-    `addresses` says where hosts are, as it is said to the transport of the requests themselves.
+    `addresses` says where hosts are, and `limits` within what time connections are made, as it is
+    said to the transport of the requests themselves.
     """
     transport = Transport(addresses=addresses)
     prober = Prober(board.judge, transport)
 
     async def look() -> None:
         while True:
+            transport.limits = limits()
             prober.watch(replicas())
             await asyncio.sleep(_LOOK)
 

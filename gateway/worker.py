@@ -29,7 +29,7 @@ from gateway.fleet import BadFile
 from gateway.limits.redis import BadUrl
 from gateway.limits.report import Told
 from gateway.listeners import CannotStart, Server, admin_server, bound, cut, shown
-from gateway.logs import LineLog, tell_of_fault
+from gateway.logs import LineLog, tell_of_end, tell_of_fault
 from gateway.metrics import Counts, render
 from gateway.port import DataPort
 from gateway.reload import Reloads, Source
@@ -144,7 +144,12 @@ class Worker:
     async def probe(self) -> None:
         """Ask the engines how they are, until cancelled: alone, nobody else does."""
         composition = self.composition
-        await alone(self.board, composition.replicas, composition.membership.addresses)
+        await alone(
+            self.board,
+            composition.replicas,
+            composition.membership.addresses,
+            lambda: composition.transport.limits,
+        )
 
     def _why_no_reload(self) -> str:
         why = "" if self.state.ready else "the gateway is starting; it is read again when it runs"
@@ -216,6 +221,7 @@ class Worker:
     def hold(self, coroutine: Any) -> asyncio.Task[None]:
         """Run something for as long as the worker lives."""
         task: asyncio.Task[None] = self._loop.create_task(coroutine)
+        task.add_done_callback(tell_of_end)
         self._tasks.append(task)
         return task
 

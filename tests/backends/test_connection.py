@@ -296,6 +296,31 @@ async def test_chunks_of_a_stream_arrive_as_they_are_sent(transport: Transport) 
     assert isinstance(sink.failure, ConnectionBroken)
 
 
+async def test_who_answers_before_the_request_is_read_gets_no_other_behind_it(
+    transport: Transport,
+) -> None:
+    connections: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)  # and reads no more
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1000)
+    port = server.sockets[0].getsockname()[1]
+    large = b"x" * 20_000_000
+    head = b"POST /v1/x HTTP/1.1\r\nhost: engine\r\ncontent-length: %d\r\n\r\n" % len(large)
+    sink = Kept()
+    await ended(transport.send(replica(port), head, sink, large))
+    assert (sink.failure, bytes(sink.body)) == (None, b"ok")
+    assert transport.open_connections == 0, "it holds what nobody will read"
+    assert (await told(transport, port)).failure is None
+    assert len(connections) == 2
+    for writer in connections:
+        writer.transport.abort()
+    server.close()
+
+
 # Small requests of our own
 
 

@@ -163,6 +163,21 @@ async def test_new_names_are_asked_for_at_once_and_others_forgotten() -> None:
     assert names.asked == ["gpu1", "gpu2"]
 
 
+async def test_new_names_do_not_wait_for_slow_ones() -> None:
+    names = Names(slow=None, gpu1=["10.0.0.1"], gpu2=["10.0.0.2"])
+    resolving = Resolver(lambda _: None, lookup=names, every=3600.0)
+    resolving.want(["slow", "gpu1"])
+    async with running(resolving):
+        await until(lambda: bool(resolving.addresses("gpu1")))
+        resolving.want(["slow", "gpu2"])
+        await until(lambda: bool(resolving.addresses("gpu2")), 2)
+        # One that went and came back was forgotten in between.
+        resolving.want(["slow", "gpu1"])
+        await until(lambda: bool(resolving.addresses("gpu1")), 2)
+        assert names.asked.count("slow") == 1
+    assert names.cancelled == 1
+
+
 async def test_an_answer_for_a_name_that_is_not_wanted_any_more_is_dropped() -> None:
     changed: list[str] = []
     names = Names(gpu1=None)

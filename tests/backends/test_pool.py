@@ -70,6 +70,8 @@ def test_on_probation_one_request_at_a_time_finds_out(clock: Seconds) -> None:
     clock.now += 7
     assert chosen(pool) == {"1", "2"}
     one.in_flight = 1
+    assert chosen(pool) == {"1", "2"}, "a stream of before its ejection is no trial"
+    one.trials = 1
     assert chosen(pool) == {"2"}
 
 

@@ -142,3 +142,39 @@ def test_suspects_and_bodies_are_bounded(case: Case) -> None:
     for number in range(5_000):
         case.quarantine.suspect(TWO, b"%d" % number)
     assert len(case.quarantine._suspects[TWO.url]) == 1_000
+
+
+def test_what_no_longer_counts_is_let_go_of(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Engines that come and go, each with a URL of its own, as pods have them.
+    for n in range(50):
+        case.quarantine.suspect(replica(f"http://10.0.0.{n}:8000"), BODY)
+        case.clock.now += 60
+    assert len(case.quarantine._suspects) == 1
+    case.killed(ONE)
+    case.clock.now += 590
+    case.quarantine.blame("another", ONE.url)
+    case.clock.now += 20
+    hashed: list[bytes] = []
+
+    def fingerprint(body: bytes) -> str:
+        hashed.append(body)
+        return ""
+
+    monkeypatch.setattr(case.quarantine, "_fingerprint", fingerprint)
+    assert not case.refused()
+    assert list(case.quarantine._deaths) == ["another"]
+    case.clock.now += 600
+    hashed.clear()
+    assert not case.refused()
+    assert hashed == [], "long after the last death every request pays for it"
+
+
+def test_one_that_failed_again_just_now_is_the_last_to_be_forgotten(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.quarantine._MOST_SUSPECTS", 2)
+    for body in (BODY, b"a", BODY, b"b"):
+        case.quarantine.suspect(ONE, body)
+    case.quarantine.died(ONE)
+    case.killed(TWO)
+    assert case.refused()

@@ -104,6 +104,17 @@ async def test_an_address_that_hangs_leaves_time_for_the_next(engine: Engine) ->
             assert transport.open_connections <= 1
 
 
+async def test_what_worked_is_known_by_name_whatever_becomes_of_its_tls_context(
+    engine: Engine,
+) -> None:
+    # A reload may make an origin anew; nothing of the one before is to stay.
+    async with knowing({NAME: [ELSEWHERE, "127.0.0.1"]}, Limits(tls=0.05)) as transport:
+        for _ in range(3):
+            there = named(engine.port, ssl.create_default_context())
+            assert isinstance((await sent(transport, there)).failure, ConnectFailed)
+        assert len(transport._worked) == 1
+
+
 async def test_where_no_address_answers_the_whole_time_is_kept(engine: Engine) -> None:
     with deaf(ELSEWHERE, engine.port):
         async with knowing({NAME: [ELSEWHERE] * 4}, Limits(connect=0.2)) as transport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -60,7 +61,7 @@ def pool_of(
 
 
 def at_rest(pool: Pool) -> bool:
-    return pool.held == 0 and all(each.in_flight == 0 for each in pool.replicas)
+    return pool.held == 0 and all(each.in_flight == each.trials == 0 for each in pool.replicas)
 
 
 def refusal(status: int) -> list[Send]:
@@ -218,6 +219,28 @@ async def test_what_a_sink_raises_frees_everything(
     pool, _ = pool_of(engines, transport)
     with pytest.raises(ZeroDivisionError):
         await sent(pool, Raising())
+    assert at_rest(pool)
+
+
+async def test_a_long_stream_of_before_keeps_no_replica_from_coming_back(
+    engines: list[Engine], transport: Transport
+) -> None:
+    pool, _ = pool_of(engines[:1], transport)
+    one = pool.replicas[0]
+    engines[0].script = [Hang()]
+    before = asyncio.create_task(sent(pool, Judging()))
+    await engines[0].until(lambda: bool(engines[0].requests))
+    for _ in range(5):
+        one.health.failed(time.monotonic() - 7, "status")
+    assert one.choosable(time.monotonic()), "its ejection is over"
+    trial = asyncio.create_task(sent(pool, Judging()))
+    await engines[0].until(lambda: len(engines[0].requests) == 2)
+    assert not one.choosable(time.monotonic()), "one request at a time finds out"
+    trial.cancel()
+    await asyncio.wait([trial])
+    assert one.choosable(time.monotonic())
+    before.cancel()
+    await asyncio.wait([before])
     assert at_rest(pool)
 
 

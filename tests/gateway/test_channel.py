@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from gateway import channel as channels
 from gateway.channel import Channel, ChannelEnded, Handler, NotAnswered
@@ -127,6 +128,33 @@ async def test_who_waits_for_a_peer_that_dies_is_told_at_once() -> None:
         await one.drained()
 
 
+def test_a_peer_that_dies_with_words_unread_harms_nobody_who_tells_it_more() -> None:
+    async def told_all_the_time() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        channel = await Channel.open(ours)
+        channel.listen({})
+        failed: list[Exception] = []
+
+        def tell() -> None:
+            try:
+                channel.tell("note", 1)
+            except Exception as exc:
+                failed.append(exc)
+            if not channel.ended.is_set():
+                loop.call_soon(tell)
+
+        for _ in range(4):  # before and after whatever else a turn of the loop does
+            loop.call_soon(tell)
+        await asyncio.sleep(0.01)
+        theirs.close()
+        await asyncio.wait_for(channel.ended.wait(), 5)
+        await channel.close()
+        assert failed == []
+
+    uvloop.run(told_all_the_time())
+
+
 async def test_half_a_message_of_a_dead_peer_is_none(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Any] = []
 
@@ -212,6 +240,24 @@ async def test_so_much_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> N
             await asking[2]
         go.set()
         assert await asyncio.gather(*asking[:2]) == [0, 1]
+
+
+async def test_a_burst_of_small_messages_is_heard_whole_and_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[int] = []
+
+    async def note(payload: int) -> None:
+        heard.append(payload)
+
+    # As where an engine dies with many requests: each of them is told of at once.
+    many = list(range(5 * channels.MOST_AT_WORK))
+    async with line(right={"note": note}) as (one, _):
+        for payload in many:
+            one.tell("note", payload)
+        await until(lambda: heard[-1:] == many[-1:])
+    assert heard == many
+    assert caplog.text == ""
 
 
 async def test_the_first_word_is_read_before_there_are_handlers() -> None:

@@ -87,6 +87,21 @@ async def test_models_with_terms_of_their_own_never_swap_objects() -> None:
     assert [replica.concurrency for replica in before] == [9, 2]
 
 
+async def test_models_with_terms_of_their_own_keep_their_objects_when_all_terms_change() -> None:
+    servers = fleet()
+    before = adopt(servers, with_(ONE, weight=1), with_(ONE, weight=2))
+    before[0].in_flight = 5
+    assert adopt(servers, with_(ONE, weight=3), with_(ONE, weight=4)) == before
+
+
+async def test_an_object_in_use_is_kept_rather_than_one_that_leaves() -> None:
+    servers = fleet()
+    gone, stays = adopt(servers, with_(ONE, weight=1), with_(ONE, weight=2))
+    gone.in_flight = 1
+    adopt(servers, with_(ONE, weight=2))
+    assert adopt(servers, with_(ONE, weight=3)) == [stays]
+
+
 async def test_a_draft_changes_nothing() -> None:
     servers = fleet()
     (before,) = adopt(servers, ONE)

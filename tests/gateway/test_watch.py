@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backends.connection import Limits
 from backends.kinds import KINDS
 from backends.quarantine import Quarantine
 from gateway.board import Board
@@ -99,7 +100,7 @@ async def test_every_worker_hears_what_one_round_of_probes_saw(watch: Watch) -> 
         watch.joined(other)
         settings = ReplicaSettings(url=engine.url)
         for line in (one, other):
-            watch.replicas(packed([(settings, "vllm")]))
+            watch.replicas(line, packed([(settings, "vllm")]))
             await until(lambda line=line: any(line.heard("verdicts")), 10)  # type: ignore[misc]
         (verdict,) = next(filter(None, one.heard("verdicts")))
         assert (verdict["url"], verdict["known"], verdict["waiting"]) == (engine.url, True, 3)
@@ -107,6 +108,53 @@ async def test_every_worker_hears_what_one_round_of_probes_saw(watch: Watch) -> 
         watch.joined(late)
         assert late.heard("verdicts")[-1][0]["url"] == engine.url
         assert len(engine.requests) <= 4, "probed for each worker"
+
+
+async def test_a_server_is_probed_while_any_worker_uses_it(watch: Watch) -> None:
+    async with Engine() as engine, Engine() as newer:
+        one, other = Line(), Line()
+        watch.joined(one)
+        watch.joined(other)
+        both = [(ReplicaSettings(url=each.url), "vllm") for each in (engine, newer)]
+        watch.replicas(one, packed(both))
+        # Another worker, whose resolver does not know of the second one.
+        watch.replicas(other, packed(both[:1]))
+        await until(lambda: bool(newer.requests), 10)
+        seen = len(newer.requests)
+        await until(lambda: len(newer.requests) > seen, 10)
+        # Whoever knew it is gone: it is not probed any more; the last worker's servers are.
+        watch.left(one)
+        watch.left(other)
+        seen = len(engine.requests)
+        await until(lambda: len(engine.requests) >= seen + 2, 10)
+        seen = len(newer.requests)
+        await asyncio.sleep(1.2)
+        assert len(newer.requests) == seen
+
+
+@pytest.mark.parametrize("connect", [1.0, 2.5])
+async def test_what_requests_have_the_time_to_connect_to_is_not_told_to_be_gone(
+    connect: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connects = loop.create_connection
+
+    async def far(*args: Any, **given: Any) -> Any:
+        await asyncio.sleep(1.2)
+        return await connects(*args, **given)
+
+    async with Engine() as engine:
+        at = replica(engine.port)
+        monkeypatch.setattr(loop, "create_connection", far)
+        board = Board(lambda: [at], Quarantine(b"s", time.monotonic), time.monotonic)
+        limits = Limits(connect=connect)
+        probing = loop.create_task(
+            alone(board, lambda: [(at, KINDS["vllm"])], lambda host: (host,), lambda: limits)
+        )
+        await until(lambda: at.load is not None or bool(at.health.down), 10)
+        assert bool(at.health.down) == (connect < 1.2)
+        probing.cancel()
+        await asyncio.wait([probing])
 
 
 async def test_a_gateway_of_one_process_probes_by_itself() -> None:

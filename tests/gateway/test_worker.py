@@ -56,6 +56,20 @@ async def living(
                 await life.ended()
 
 
+async def test_a_task_that_should_go_on_and_fails_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise RuntimeError("a value")
+
+    async with living(tmp_path) as life:
+        life.worker.hold(fails())
+        await until(lambda: "a task of the process failed: RuntimeError at " in caplog.text)
+        assert "a value" not in caplog.text
+        caplog.clear()
+    assert "failed" not in caplog.text, "those that are cancelled at the end have not failed"
+
+
 # Where it listens
 
 

@@ -70,6 +70,9 @@ class Wire(asyncio.Transport):
     def writelines(self, pieces: Iterable[Any]) -> None:
         self.write(b"".join(pieces))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closed
 
