@@ -155,7 +155,9 @@ class Exchange:
                 if failure is not None:
                     self._not_served(permit, errand, failure)
                 translator = errand.translator
-                record.used(permit.settle(translator.usage, translator.events))
+                used = permit.settle(translator.usage, translator.events)
+                if endpoint.charges_tokens:  # what was only counted, nobody has used
+                    record.used(used)
                 gateway.account.metrics.unknown_fields += translator.dropped
 
     def _translator(self, principal: Principal, ask: Ask, body: bytes, route: Route) -> Translator:

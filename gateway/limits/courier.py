@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +37,7 @@ from gateway.limits.base import (
 )
 from gateway.limits.breaker import Breaker
 from gateway.limits.memory import Memory
+from gateway.limits.owed import Owed
 from gateway.logs import told_safely
 
 logger = logging.getLogger("fairgate")
@@ -105,8 +106,8 @@ class Courier:
         self._waiting: deque[Asked] = deque()
         self._settlements: deque[Settlement] = deque()
         self._live: dict[str, Held] = {}
-        self._owed: Counter[Rule] = Counter()
-        self._seen: dict[Rule, tuple[Level, int, int]] = {}
+        self._owed = Owed(now)
+        self._seen: dict[Rule, tuple[Level, int, int, tuple[int, int]]] = {}
         self._renew_at = 0.0
 
     @property
@@ -140,7 +141,7 @@ class Courier:
         if self._memory is not None:
             self._memory.settle(lines, since)
         if held.local:
-            self._owe(claim, lines)
+            self._owed.add(claim, lines, since)
             lines = [line for line in lines if line[0].form is Form.SLOTS] if held.stored else []
         if lines or not held.local:  # its reservation is taken away, where nothing else changes
             self._send(Settlement(claim.id, lines))
@@ -159,7 +160,7 @@ class Courier:
         """Forget what was counted. Raises Unavailable."""
         for rule in rules:
             self._seen.pop(rule, None)
-            self._owed.pop(rule, None)
+        self._owed.forget(rules)
         if self._memory is not None:
             self._memory.reset(rules)
         for first in range(0, len(rules), MOST):
@@ -247,7 +248,7 @@ class Courier:
     def _deliver(self, claim: Claim, waiting: asyncio.Future[Decision], decision: Decision) -> None:
         at = self._now()
         for (rule, _), level in zip(claim.lines, decision.levels, strict=True):
-            self._seen[rule] = (level, at, rule.limit)
+            self._seen[rule] = (level, at, rule.limit, rule.scale)
         if decision.refused is None:
             self._live[claim.id] = Held(claim, local=False, stored=True)
             if waiting.cancelled():
@@ -371,24 +372,16 @@ class Courier:
         """What decides here in mode `local`: a share of each rule, from the level last seen."""
         if self._memory is None and self._mode == "local":
             self._memory = Memory(self._now, max(self._workers, self._store.workers))
-            for rule, ((left, reset), at, limit) in self._seen.items():
+            for rule, ((left, reset), at, limit, scale) in self._seen.items():
                 # Where the limit changed since then, what was used stays used.
-                self._memory.begin(rule, (left + rule.limit - limit, reset), at)
+                self._memory.begin(rule, (left + rule.limit - limit, reset), at, scale)
             for held in self._live.values():
                 self._memory.hold(held.claim.lines)
         return self._memory
 
-    def _owe(self, claim: Claim, lines: Sequence[Settled]) -> None:
-        """Remember what a request used that was let in here."""
-        used = {rule: amount for rule, _, amount in lines}
-        for rule, amount in claim.lines:
-            if rule.form is not Form.SLOTS:
-                self._owed[rule] += used.get(rule, amount)
-
     def _charge_owed(self) -> None:
         """First of all: claims are not decided before what was used here is counted there."""
-        owed = [(rule, 0, amount) for rule, amount in self._owed.items() if amount]
-        self._owed.clear()
+        owed = self._owed.taken()
         for first in range(0, len(owed), MOST):
             lines = owed[first : first + MOST]
             charge = Settlement(secrets.token_hex(12), lines, Close.CHARGE)

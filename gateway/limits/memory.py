@@ -33,14 +33,16 @@ class State:
     """What one rule has counted.
 
     Mutable state: `amount`, a bucket's level as of `since`, a window's count, or the slots taken;
-    `since`, of a window its beginning; `scale`, a bucket's unit and drain that its level is by.
+    `since`, of a window its beginning; `scale`, a bucket's unit and drain that its level is by;
+    `emptied`, when that bucket was empty last.
     """
 
-    __slots__ = ("amount", "scale", "since")
+    __slots__ = ("amount", "emptied", "scale", "since")
 
     def __init__(self, rule: Rule) -> None:
         self.amount = 0
         self.since = 0
+        self.emptied = 0
         self.scale = rule.scale
 
 
@@ -130,7 +132,12 @@ class Memory:
             elif used == reserved:
                 continue
             elif form is _BUCKET:
-                amount = _drained(rule, state, now) + (used - reserved) * share * rule.unit
+                amount = _drained(rule, state, now)
+                if used > reserved or since >= state.emptied:
+                    amount += (used - reserved) * share * rule.unit
+                # else it has drained, and what is in the bucket now is of others
+                if amount <= 0:
+                    state.emptied = now
             else:
                 _turn(rule, state, now)
                 if since < state.since:
@@ -138,12 +145,14 @@ class Memory:
                 amount = state.amount + (used - reserved) * share
             state.amount = amount if amount > 0 else 0
 
-    def begin(self, rule: Rule, level: Level, at: int) -> None:
-        """Go on from what was left of a rule `at` a time (microseconds of this store's clock)."""
+    def begin(self, rule: Rule, level: Level, at: int, scale: tuple[int, int]) -> None:
+        """Go on from what was left of a rule `at` a time (microseconds of this store's clock), when
+        its unit and drain were `scale`.
+        """
         state = self._states[rule.key] = State(rule)
         left, reset = level
         if rule.form is _BUCKET:
-            state.amount, state.since = reset * rule.drain, at
+            state.amount, state.since, state.scale = reset * scale[1], at, scale
         elif rule.form is _WINDOW:
             state.amount, state.since = rule.limit - left, window_start(at, rule.width)
 
@@ -181,15 +190,20 @@ def _drained(rule: Rule, state: State, now: int) -> int:
         _rescale(rule, state, now)
     level = state.amount - (now - state.since) * rule.drain
     state.since = now
-    return level if level > 0 else 0
+    if level > 0:
+        return level
+    state.emptied = now
+    return 0
 
 
 def _rescale(rule: Rule, state: State, now: int) -> None:
     """Its limit changed: as much is used as was, but of a lower limit no more than all of it."""
-    unit, drain = state.scale
-    level = max(0, state.amount - (now - state.since) * drain)
-    state.amount = min(-(-level * rule.unit // unit), rule.room)
-    state.since, state.scale = now, rule.scale
+    if state.scale != rule.scale:  # each reload makes it anew, whether or not it differs
+        unit, drain = state.scale
+        level = max(0, state.amount - (now - state.since) * drain)
+        state.amount = min(-(-level * rule.unit // unit), rule.room)
+        state.since = now
+    state.scale = rule.scale
 
 
 def _turn(rule: Rule, state: State, now: int) -> None:

@@ -7,8 +7,8 @@
 -- a bucket's level and room in the rule's own unit; counts, amounts and slots are numbers of
 -- requests or tokens. All are whole numbers below 2^53, which Lua's doubles hold exactly.
 --
--- Kept under a rule's key: a bucket's 'level:since when:unit:drain', a window's 'count:its beginning',
--- or the sorted set of leases, each with the time it ends. Everything expires.
+-- Kept under a rule's key: a bucket's 'level:since when:unit:drain:when it was empty last', a window's
+-- 'count:its beginning', or the sorted set of leases, each with the time it ends. Everything expires.
 
 local BUCKET, WINDOW, SLOTS = 0, 1, 2
 local DAY = 86400000000
@@ -60,7 +60,8 @@ for i, given in ipairs(input[1]) do
     key = KEYS[i], form = given[1], unit = given[2], drain = given[3], room = given[4],
     limit = given[5],
   }
-  local first, second, unit, drain = string.match(kept[i] or '', '^(%d+):(%d+):?(%d*):?(%d*)$')
+  local first, second, unit, drain, emptied =
+    string.match(kept[i] or '', '^(%d+):(%d+):?(%d*):?(%d*):?(%d*)$')
   first, second = tonumber(first) or 0, tonumber(second) or 0
   if rule.form == BUCKET then
     unit, drain = tonumber(unit) or rule.unit, tonumber(drain) or rule.drain
@@ -69,6 +70,13 @@ for i, given in ipairs(input[1]) do
       -- Its limit changed: as much is used as was, but of a lower limit no more than all of it.
       rule.level = math.min(math.ceil(rule.level * (rule.unit / unit)), rule.room)
     end
+    emptied = tonumber(emptied) or 0
+    if rule.level == 0 then
+      emptied = now
+    elseif emptied > now then
+      emptied = 0 -- a clock that went back must not keep what is given back from now on
+    end
+    rule.emptied = emptied
   elseif rule.form == WINDOW then
     -- A clock that went back must not empty what is counted.
     rule.start, rule.ends = window(given[6], math.max(now, second))
@@ -115,7 +123,8 @@ local function write()
       end
     elseif rule.changed and rule.form == BUCKET then
       local lasts = math.ceil(rule.level / rule.drain / 1000) + LONGER
-      local level = string.format('%.0f:%.0f:%.0f:%.0f', rule.level, now, rule.unit, rule.drain)
+      local level = string.format('%.0f:%.0f:%.0f:%.0f:%.0f', rule.level, now, rule.unit, rule.drain,
+        rule.emptied)
       redis.call('SET', rule.key, level, 'PX', string.format('%.0f', lasts))
     elseif rule.changed then
       local lasts = math.ceil((rule.ends - now) / 1000) + LONGER

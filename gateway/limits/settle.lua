@@ -12,7 +12,11 @@ local MARK = '-'
 
 local function shift(rule, by, since)
   if rule.form == BUCKET then
+    if by < 0 and since < rule.emptied then
+      return -- it has drained, and what is in the bucket now is of others
+    end
     rule.level = math.max(0, rule.level + by * rule.unit)
+    rule.emptied = rule.level > 0 and rule.emptied or now
   elseif since >= rule.start then -- else its window is over, and with it what it counted
     rule.count = math.max(0, rule.count + by)
   end

@@ -129,7 +129,7 @@ class AnthropicTranslator(Translator):
         prompt = (tokens.input_tokens or 0) + (tokens.cache_creation_input_tokens or 0) + cached
         self.usage = Usage(
             prompt=prompt or self.usage.prompt,
-            cached=cached,
+            cached=cached if prompt else self.usage.cached,
             completion=tokens.output_tokens or 0,
             exact=True,
         )

@@ -295,6 +295,15 @@ async def test_a_cancellation_by_the_server_itself_leaves_nothing_behind() -> No
         await told(gateway, admission)
 
 
+async def test_tokens_that_were_only_counted_are_no_tokens_used() -> None:
+    async with Engine() as engine, serving(configured(engine.url)) as gateway:
+        answer = await post(gateway, PLAIN, "/v1/messages/count_tokens")
+        assert answer.json()["input_tokens"] > 0
+        (line,) = await gateway.logged(1)
+        assert line["prompt_tokens"] == 0
+        assert gateway.worker.composition.metrics.counts()["tokens"] == []
+
+
 async def test_what_fails_after_the_answer_does_not_change_what_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

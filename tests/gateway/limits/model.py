@@ -50,8 +50,9 @@ class Model:
     """Every rule's counts by the words of the design. Told the time; asks no clock.
 
     Mutable state: `_debts`, of each bucket what was taken and is not drained, and when that was so;
-    `_counts` by rule and window; `_leases` by rule and request, how many and until when; `_open`,
-    when each reservation was made that is not ended; `_closed`, ids that were undone or charged.
+    `_emptied`, when it was empty last; `_counts` by rule and window; `_leases` by rule and request,
+    how many and until when; `_open`, when each reservation was made that is not ended; `_closed`,
+    ids that were undone or charged.
     """
 
     def __init__(self, *, leases_end: bool = True) -> None:
@@ -60,6 +61,7 @@ class Model:
 
     def flush(self) -> None:
         self._debts: dict[str, tuple[Fraction, int]] = {}
+        self._emptied: dict[str, int] = {}
         self._counts: defaultdict[tuple[str, datetime], int] = defaultdict(int)
         self._leases: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         self._open: dict[str, int] = {}
@@ -106,6 +108,7 @@ class Model:
     def reset(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             self._debts.pop(rule.key, None)
+            self._emptied.pop(rule.key, None)
             for key, window in list(self._counts):
                 if key == rule.key:
                     del self._counts[key, window]
@@ -140,9 +143,15 @@ class Model:
             self._add(rule, amount, at, at)
 
     def _add(self, rule: Rule, amount: int, since: int, at: int) -> None:
-        """Charge a rate, or give back: to a bucket now, to the window that `since` lies in."""
+        """Charge a rate, or give back: to a bucket now, unless it was empty after `since`; to the
+        window that `since` lies in.
+        """
         if rule.window in PERIOD:
-            self._debts[rule.key] = (max(Fraction(0), self._debt(rule, at) + amount), at)
+            debt = self._debt(rule, at)
+            if not debt:
+                self._emptied[rule.key] = at
+            if amount >= 0 or since >= self._emptied.get(rule.key, 0):  # else it has drained
+                self._debts[rule.key] = (max(Fraction(0), debt + amount), at)
         elif rule.window is not None:
             window = rule.key, began(rule.window, since)
             self._counts[window] = max(0, self._counts[window] + amount)

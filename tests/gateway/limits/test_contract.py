@@ -254,6 +254,37 @@ def test_a_refund_never_leaves_more_than_all(store: Face, window: Window) -> Non
     assert store.levels([own])[0][0] == 40
 
 
+def test_what_has_drained_is_not_given_back_a_second_time(store: Face) -> None:
+    """Else it would be others' use that is taken off, and more would pass than the bucket holds."""
+    own = Rule("key", ["k"], "requests", "minute", 1)
+    store.flush()
+    start = microseconds(datetime.fromisoformat("2026-12-31T12:00:00+00:00"))
+    passed: list[Decision] = []
+    for minute in range(3):
+        store.move(start + minute * 60 * 10**6)
+        passed += store.turn([], [Claim(str(minute), ((own, 1),))], 0)
+    assert [decision.refused for decision in passed] == [None] * 3
+    failed = [Settlement("0", [(own, 1, 0)]), Settlement("1", [(own, 1, 0)], Close.UNDO)]
+    [decision] = store.turn(failed, [Claim("3", ((own, 1),))], 0)
+    assert (decision.refused, decision.wait) == (0, 60 * 10**6)
+    [decision] = store.turn([Settlement("2", [(own, 1, 0)])], [Claim("4", ((own, 1),))], 0)
+    assert decision.refused is None
+
+
+def test_what_was_never_drained_is_given_back_however_late(store: Face) -> None:
+    own = Rule("key", ["k"], "tokens", "minute", 100)
+    store.flush()
+    start = microseconds(datetime.fromisoformat("2026-12-31T12:00:00+00:00"))
+    store.move(start)
+    store.turn([], [Claim("1", ((own, 90),))], 0)
+    store.move(start + 30 * 10**6)
+    store.turn([], [Claim("2", ((own, 60),))], 0)
+    store.move(start + 60 * 10**6)
+    assert store.levels([own])[0][0] == 50
+    store.turn([Settlement("1", [(own, 90, 60)])], [], 0)
+    assert store.levels([own])[0][0] == 80
+
+
 def test_memory_keeps_every_rule_of_the_model() -> None:
     _run(InMemory, 40, 40)
 

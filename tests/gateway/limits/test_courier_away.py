@@ -220,7 +220,7 @@ async def test_open_grants_everything_and_charges_it_later(store: Scripted) -> N
         decisions = await asyncio.gather(*ask(courier, *range(200)))
         assert {decision.refused for decision in decisions} == {None}
         for name in range(200):
-            courier.settle(claim(name), spent(7), 0)
+            courier.settle(claim(name), spent(7), microseconds()())
         store.calls.clear()
         store.away = False
         await until(lambda: any(s.close is Close.CHARGE for s in store.settlements))
@@ -295,12 +295,12 @@ async def test_what_was_used_here_is_charged_once_and_first_when_the_store_is_ba
         await gone(courier, store)
         courier.settle(claim("x"), spent(), 0)
         await asyncio.gather(*ask(courier, "a", "b", "c"))
-        courier.settle(claim("a"), spent(40), 0)
-        courier.settle(claim("b"), nothing(REQUESTS, TOKENS, SLOTS), 0)
+        courier.settle(claim("a"), spent(40), microseconds()())
+        courier.settle(claim("b"), nothing(REQUESTS, TOKENS, SLOTS), microseconds()())
         store.calls.clear()
         store.away = False
         await until(lambda: len(store.turns) > 0)
-        courier.settle(claim("c"), spent(9), 0)  # it outlived the outage
+        courier.settle(claim("c"), spent(9), microseconds()())  # it outlived the outage
         await courier.decide(claim("z"))
         await until(lambda: not courier._settlements)
     first, *later = [s for s in store.settlements if s.close is Close.CHARGE]
@@ -315,7 +315,7 @@ async def test_a_charge_whose_call_failed_is_sent_again_as_the_same(store: Scrip
     async with carried(store) as courier:
         store.hangs = True
         await courier.decide(claim("a"))
-        courier.settle(claim("a"), spent(40), 0)
+        courier.settle(claim("a"), spent(40), microseconds()())
         await until(lambda: courier._breaker.open)
         store.hangs = False
         await until(lambda: not courier.degraded and not courier._settlements)
@@ -376,7 +376,7 @@ async def test_what_was_reset_while_away_is_not_charged_afterwards(store: Script
     async with carried(store) as courier:
         await gone(courier, store)
         await courier.decide(claim("a"))
-        courier.settle(claim("a"), spent(), 0)
+        courier.settle(claim("a"), spent(), microseconds()())
         await courier.reset([REQUESTS])
         store.away = False
         await until(lambda: not courier.degraded and bool(store.settlements))

@@ -121,7 +121,7 @@ def test_it_goes_on_from_the_level_another_store_told(clock: Microseconds, windo
     seen = clock.now
     [level] = first.levels([rule])
     clock.now += SECOND // 10
-    then.begin(rule, level, seen)
+    then.begin(rule, level, seen, rule.scale)
     assert then.levels([rule]) == first.levels([rule])
     clock.now += 40 * DAY
     assert then.levels([rule]) == first.levels([rule])
@@ -131,7 +131,7 @@ def test_a_debt_goes_on_too(clock: Microseconds) -> None:
     rule = Rule("key", ["k"], "tokens", "minute", 60)
     first, then = Memory(clock), Memory(clock)
     assert grants(first, rule, 300)
-    then.begin(rule, first.levels([rule])[0], clock.now)
+    then.begin(rule, first.levels([rule])[0], clock.now, rule.scale)
     assert not grants(then, rule)
     clock.now += 4 * MINUTE + SECOND
     assert grants(then, rule)
@@ -185,6 +185,20 @@ def test_a_lowered_limit_makes_no_debt(clock: Microseconds) -> None:
     assert not grants(memory, rule)
     clock.now += 10 * SECOND
     assert grants(memory, rule), "one in ten seconds, as the new limit says"
+
+
+@pytest.mark.parametrize("burst", [None, 30])
+def test_a_reload_that_leaves_the_rate_as_it_is_forgives_no_debt(
+    clock: Microseconds, burst: int | None
+) -> None:
+    rule = Rule("key", ["k"], "tokens", "minute", 60)
+    memory = Memory(clock)
+    at = memory.decide(Claim("1", ((rule, 60),))).at
+    memory.settle([(rule, 60, 600)], at)
+    rule.allow(60, burst)
+    assert memory.levels([rule]) == [(0, 10 * MINUTE)]
+    clock.now += 9 * MINUTE
+    assert not grants(memory, rule, 60)
 
 
 def test_what_ends_is_settled_by_the_limit_there_is_then(clock: Microseconds) -> None:

@@ -324,6 +324,19 @@ async def test_a_clock_that_went_back_fills_no_bucket(store: Redis, inside: Any)
     assert await left(store, TOKENS) == [600]
 
 
+async def test_a_clock_that_went_back_keeps_nothing_that_is_given_back(
+    store: Redis, inside: Any
+) -> None:
+    asked = claim((MINUTE, 20))
+    now = (await ask(store)).at
+    kept = f"{30 * MINUTE.unit}:{now}:{MINUTE.unit}:{MINUTE.drain}:{now + 3600 * SECOND}"
+    await inside.set(f"{PREFIX}:{MINUTE.key}", kept)
+    await store.turn([], [asked])
+    assert (await left(store, MINUTE))[0] in (10, 11, 12)
+    await store.turn([Settlement(asked.id, [(MINUTE, 20, 0)])], [])
+    assert (await left(store, MINUTE))[0] in (30, 31, 32)
+
+
 async def test_what_cannot_be_asked_is_unavailable(redis_server: RedisServer) -> None:
     nobody = Redis("redis://127.0.0.1:1/0", PREFIX)
     for call in (ask(nobody, (DAY, 1)), nobody.renew([]), nobody.levels([DAY]), nobody.probe()):

@@ -72,6 +72,13 @@ def test_words_are_counted_alike_however_they_arrive() -> None:
         assert wire.events == 2
 
 
+def test_what_the_start_told_of_the_prompt_stands_where_the_end_tells_nothing_of_it() -> None:
+    wire = messages()
+    end = event("message_delta", delta={}, usage={"output_tokens": 3})
+    play(wire, [start(input_tokens=9, cache_read_input_tokens=90), words("a"), end, STOP])
+    assert wire.usage == Usage(prompt=99, cached=90, completion=3, exact=True)
+
+
 ERROR = {"type": "api_error", "message": "at 10.0.0.1"}
 
 
