@@ -157,7 +157,9 @@ async def test_after_an_early_commit_a_failure_is_told_inside_the_stream(path: s
                 assert line["outcome"] == "timed_out"
 
 
-@pytest.mark.parametrize(("code", "status"), [(400, 400), (404, 400), (429, 503), (500, 502)])
+@pytest.mark.parametrize(
+    ("code", "status"), [(400, 400), (422, 400), (404, 502), (429, 503), (500, 502)]
+)
 async def test_an_error_that_comes_first_gets_its_status(code: int, status: int) -> None:
     said = [*OPEN, Chunk(OPENAI_ERROR % code), Chunk(DONE), EndChunks()]
     async with Engine(said) as engine, serving(configured(engine.url)) as gateway:
