@@ -46,13 +46,14 @@ class Quarantine:
 
     def check(self, body: bytes) -> None:
         """Raises KillsEngines for a body that was in flight at two deaths."""
-        now = self._clock() if self._deaths else 0.0
-        while self._deaths:  # those that no longer count: while there are any, each body is hashed
-            if now - next(iter(self._deaths.values()))[-1][1] < _REMEMBERED:
-                break
-            self._deaths.popitem(last=False)
-        else:
+        if not self._deaths:
             return
+        now = self._clock()
+        # While there are any each body is hashed, so those that no longer count are forgotten.
+        while now - next(iter(self._deaths.values()))[-1][1] >= _REMEMBERED:
+            self._deaths.popitem(last=False)
+            if not self._deaths:
+                return
         fingerprint = self._fingerprint(body)
         deaths = self._deaths.get(fingerprint, ())
         if sum(now - at < _REMEMBERED for _, at in deaths) >= _DEATHS:

@@ -212,6 +212,11 @@ def of_replica(replica: ReplicaSettings, path: Path) -> Iterator[Problem]:
     yield from _file((*path, "file"), replica.file)
 
 
+def aliased(models: Mapping[str, Model]) -> dict[str, str]:
+    """By alias the model it stands for."""
+    return {alias: name for name, model in models.items() for alias in model.aliases}
+
+
 def _permissions(config: Config) -> Iterator[Problem]:
     """Models named in teams and keys exist; with no models given, they are not known yet."""
     if not config.models:
@@ -231,7 +236,7 @@ def _permissions(config: Config) -> Iterator[Problem]:
             yield place, f"no model {model!r}; {listed(known)}"
     split = {name: model for name, model in config.models.items() if model.split is not None}
     splits = {*split, *(alias for model in split.values() for alias in model.aliases)}
-    names = {alias: name for name, model in config.models.items() for alias in model.aliases}
+    names = aliased(config.models)
     for name, team in config.teams.items():
         seen: dict[str, str] = {}
         for limited in team.limits_by_model:

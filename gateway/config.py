@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.checks import problems
+from gateway.checks import aliased, problems
 from gateway.document import ConfigError, Document, Path, path_text
 from gateway.membership import in_file
 from gateway.reader import Reader, text_of, unwrapped
@@ -137,6 +137,7 @@ def _check(config: Config, error: _Error) -> None:
 
 def _warn(config: Config, error: _Error) -> None:
     """Of what is good and hardly meant: `check` and `serve` show it on standard error."""
+    names = aliased(config.models)
     for index, key in enumerate(config.keys):
         if key.expires is not None and key.expires.timestamp() <= time.time():
             told = f"{key.expires:%Y-%m-%d} is past: the key {key.name} is refused"
@@ -144,7 +145,6 @@ def _warn(config: Config, error: _Error) -> None:
         team = config.teams[key.team]
         if team.models is None:
             continue
-        names = {alias: name for name, model in config.models.items() for alias in model.aliases}
         allowed = _named(team.models, names) or ()
         for at, model in enumerate(key.models or ()):
             if names.get(model, model) not in allowed:
@@ -164,7 +164,7 @@ def _resolved(config: Config, environ: Mapping[str, str], error: _Error) -> Conf
         )
         for name, model in config.models.items()
     }
-    names = {alias: name for name, model in models.items() for alias in model.aliases}
+    names = aliased(models)
     teams = {
         name: msgspec.structs.replace(
             team,

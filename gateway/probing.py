@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from backends import discovery
 from backends.base import Origin, Replica
 from backends.capability import Capability
-from backends.connection import Limits
 from backends.errors import BackendError
 from backends.kinds.base import probe
 from backends.members import Lookup, is_address, looked_up
@@ -18,6 +17,7 @@ from gateway.diagnosis import misnamed, place, silence
 from gateway.fleet import BadFile, tls_context
 from gateway.membership import at_addresses, in_file
 from gateway.settings import Config, Model, ReplicaSettings
+from gateway.watch import connecting
 
 #: How long one server may take for all that is asked of it, in seconds.
 PATIENCE = 5.0
@@ -56,9 +56,8 @@ async def probed(
     """
     book = await _resolved(_hosts(config), lookup, patience)
     findings = _findings(config, book)
-    times = config.timeouts
     transport = Transport(
-        Limits(connect=times.connect, tls=times.tls),
+        connecting(config.timeouts),
         lambda host: (host,) if is_address(host) else book.get(host, ()),
     )
     try:

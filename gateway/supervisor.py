@@ -17,7 +17,6 @@ from typing import Any
 
 import uvloop
 
-from backends.connection import Limits
 from gateway import status
 from gateway.channel import ChannelEnded, NotAnswered
 from gateway.hired import REDIS_WITHIN, Hired, hire
@@ -143,7 +142,7 @@ class Supervisor:
         self._started = False
         self.reloads = Reloads(source, config, self.reload, self._why_no_reload)
         self.watch = Watch()
-        self.watch.limit(_limits(config))
+        self.watch.limit(config.timeouts)
         self._secret = secret
         self._sockets: Sequence[socket.socket] = ()
         self._loop = asyncio.get_running_loop()
@@ -268,10 +267,9 @@ class Supervisor:
             addresses = [shown(*e) for e in zip(self.config.listen, self._sockets, strict=True)]
             async with self._administered(held):
                 self.places = [Place(self) for _ in range(self.config.workers)]
-                tasks = [
-                    self._loop.create_task(each) for each in (self._reloading(), self.watch.run())
-                ]
-                tasks[1].add_done_callback(tell_of_end)
+                watching = self._loop.create_task(self.watch.run())
+                watching.add_done_callback(tell_of_end)
+                tasks = [self._loop.create_task(self._reloading()), watching]
                 try:
                     await self._all_ready()
                     yield addresses
@@ -284,7 +282,7 @@ class Supervisor:
     async def reload(self, config: Config) -> None:
         """Every worker serves what comes from now on by another configuration."""
         self.config = config  # of those who are hired from here on
-        self.watch.limit(_limits(config))
+        self.watch.limit(config.timeouts)
         settings = packed(config)
         await asyncio.gather(*(self._renew(hired, settings) for hired in self.workers))
 
@@ -355,10 +353,6 @@ class Supervisor:
         for hired in self.workers:
             hired.kill()
         await lives
-
-
-def _limits(config: Config) -> Limits:
-    return Limits(connect=config.timeouts.connect, tls=config.timeouts.tls)
 
 
 async def _all(lives: Any) -> None:

@@ -22,7 +22,7 @@ from backends.transport import Transport
 from gateway.board import Board, Work
 from gateway.channel import Channel
 from gateway.fleet import made
-from gateway.settings import ReplicaSettings
+from gateway.settings import ReplicaSettings, Timeouts
 from gateway.start import packed, unpacked
 
 #: How often the workers hear what the others have under way, in seconds.
@@ -73,11 +73,11 @@ class Watch:
         line.tell("verdicts", self._verdicts)
         self._stale = True
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, times: Timeouts) -> None:
         """Within what time connections are made: that of the requests themselves, else what they
         can reach would be told to be gone.
         """
-        self._transport.limits = limits
+        self._transport.limits = connecting(times)
 
     def left(self, line: Line) -> None:
         """A worker is gone, and with it what it had under way."""
@@ -152,6 +152,11 @@ def added(several: Iterable[Work]) -> Work:
             known = whole.get(url, (0, 0))
             whole[url] = known[0] + flights, known[1] + tokens
     return whole
+
+
+def connecting(times: Timeouts) -> Limits:
+    """The limits of a transport that connects as requests do."""
+    return Limits(connect=times.connect, tls=times.tls)
 
 
 async def alone(

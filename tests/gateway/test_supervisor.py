@@ -228,6 +228,20 @@ async def test_it_is_ready_only_while_it_serves() -> None:
     assert seen == [False, True, False, False]
 
 
+async def test_probing_that_ends_by_a_fault_is_told_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        raise RuntimeError("a value")
+
+    async with Engine() as engine:
+        supervisor = Supervisor(configuration.load("t", written(engine.url), {}), SECRET)
+        monkeypatch.setattr(supervisor.watch, "run", fails)
+        async with supervisor.serving():
+            assert "a task of the process failed: RuntimeError at " in caplog.text
+            assert "a value" not in caplog.text
+
+
 async def test_a_taken_port_starts_no_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
