@@ -70,14 +70,15 @@ class Demand(Struct, frozen=True, gc=False):
 class Call(Struct, frozen=True, gc=False):
     """One request for a model server, independent of the server's software.
 
-    `path` is an API path of our own table, never the caller's; `headers` are the few that pass.
+    `path` is an API path of our own table, never the caller's; `headers` are the lines of the few
+    that pass, in ASCII.
     """
 
     path: str
     body: bytes
     stream: bool
     request_id: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: str = ""
     #: Whether the caller says that it is a try of its own after one that failed.
     again: bool = False
 
@@ -127,8 +128,9 @@ class Replica:
     trials: int = 0
     last_error: str | None = None
     capability: Capability = UNKNOWN
-    #: Heads that stay the same from call to call, by path; filled by the kind.
-    heads: dict[str, bytes] = field(default_factory=dict, repr=False)
+    #: Heads that stay the same from call to call, by path, and whether a stream is asked for;
+    #: filled by the kind.
+    heads: dict[tuple[str, bool], bytes] = field(default_factory=dict, repr=False)
 
     @property
     def full(self) -> bool:
@@ -159,10 +161,6 @@ class Replica:
             return True
         # What it had before it was ejected is no trial: a stream may go on for an hour.
         return self.health.standing(now) is Standing.PROBATION and not self.trials
-
-    def lacks(self, path: str, name: str) -> bool:
-        """Whether the server's own schema is known and has no field `name` on `path`."""
-        return self.capability.lacks(path, name)
 
 
 class Flight(Protocol):

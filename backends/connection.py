@@ -116,7 +116,11 @@ class Connection(asyncio.BufferedProtocol):
         self._in_head = True
         self._complete = False
         self._received = False
-        self.transport.writelines(transfer.carried(self))
+        pieces = transfer.carried(self)
+        if len(pieces) == 1:
+            self.transport.write(pieces[0])
+        else:
+            self.transport.writelines(pieces)
         transfer.sent()
 
     def break_off(self) -> None:
@@ -187,11 +191,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name.lower(), value))
-        if len(self._fields) > self._owner.limits.header_fields:
-            raise ValueError("more header fields than allowed")  # stops the parser
+        if not self._in_head:  # a trailer, and there is no end to them
+            self._count_fields()
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        self._count_fields()
         fields, self._fields = self._fields, []
         if status < 200:
             return  # an interim answer; the real one follows
@@ -204,6 +209,10 @@ class Connection(asyncio.BufferedProtocol):
                 break
         if self._transfer is not None:
             self._transfer.head(status, fields)
+
+    def _count_fields(self) -> None:
+        if len(self._fields) > self._owner.limits.header_fields:
+            raise ValueError("more header fields than allowed")  # stops the parser
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)

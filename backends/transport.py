@@ -27,6 +27,8 @@ from backends.errors import (
 _MOMENT = 0.5
 #: A connection that is still there after so many seconds was taken by a server that lives.
 _LASTS = 0.1
+#: Up to this size a body leaves in one piece with its head: to copy it costs less than a list.
+_COPIED = 64 * 1024
 #: How many addresses of one name are tried: with more, none would have the time to answer.
 _MOST_ADDRESSES = 4
 
@@ -73,7 +75,8 @@ class Transport:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        transfer = Transfer(self, loop, replica.origin, (head, body) if body else (head,), sink)
+        request = (head + body,) if len(body) <= _COPIED else (head, body)
+        transfer = Transfer(self, loop, replica.origin, request, sink)
         sink.begin(transfer, replica)
         transfer.launch()
         return transfer

@@ -42,6 +42,7 @@ _JITTER = 0.2
 _SPENT = ("day", "month")
 DEGRADED = b"x-fairgate-limits: degraded\r\n"
 _SLOTS = Form.SLOTS
+_UNLIMITED: Standings = (None, None)
 
 
 class Plan:
@@ -65,23 +66,27 @@ class Plan:
 
 
 class Permit(Struct, eq=False):
-    """What an admitted request holds until it ends. `standings` and `headers` are for its answer;
-    `demand` is what it asks of a replica.
+    """What an admitted request holds until it ends. `headers` are for its answer; `demand` is what
+    it asks of a replica.
 
-    Mutable state: `claim`, what was granted, and `since` when; `_used`, what it is charged for,
-    once that is known.
+    Mutable state: `claim`, what was granted, and what was told of that; `_used`, what it is charged
+    for, once that is known.
     """
 
     _admission: Admission
     _key: str
     _route: Route | None
     _size: Size
+    _plan: Plan
     demand: Demand
     claim: Claim | None = None
-    since: int = 0
-    standings: Standings = (None, None)
+    decision: Decision | None = None
     headers: bytes = b""
     _used: Usage | None = None
+
+    def standings(self) -> Standings:
+        """How the caller stands with its limits, for the answer."""
+        return _UNLIMITED if self.decision is None else self._plan.standings(self.decision)
 
     def settle(self, usage: Usage, events: int) -> Usage:
         """Charge what was used, by the engine's word or by the `events` relayed; what that is.
@@ -110,8 +115,8 @@ class Permit(Struct, eq=False):
         return estimates.counted(model, self._size, events, usage)
 
     def _close(self, tokens: int, requests: int) -> None:
-        claim = self.claim
-        if claim is None:
+        claim, decision = self.claim, self.decision
+        if claim is None or decision is None:
             return
         lines: list[Settled] = []
         for rule, amount in claim.lines:
@@ -121,7 +126,7 @@ class Permit(Struct, eq=False):
                 lines.append((rule, amount, 0))
             elif requests != amount:
                 lines.append((rule, amount, requests))
-        self._admission.counter.settle(claim, lines, self.since)
+        self._admission.counter.settle(claim, lines, decision.at)
 
 
 class Admission:
@@ -150,13 +155,13 @@ class Admission:
                 lines = _lines(plan, prompt, prompt + output, size.answers)
         else:
             demand = Demand(principal.team)
-        permit = Permit(self, principal.key, route, size, demand)
+        permit = Permit(self, principal.key, route, size, plan, demand)
         return self._decided(request_id, plan, lines, permit)
 
     def count(self, request_id: str, principal: Principal) -> Coroutine[Any, Any, Permit]:
         """Admit a request that no engine sees, such as one for the list of models."""
         plan = self._plan(principal, None)
-        permit = Permit(self, principal.key, None, Size(), Demand())
+        permit = Permit(self, principal.key, None, Size(), plan, Demand())
         return self._decided(request_id, plan, plan.requests, permit)
 
     def _plan(self, principal: Principal, model: str | None) -> Plan:
@@ -179,8 +184,7 @@ class Admission:
             raise LimitsUnavailable from None
         if decision.refused is not None:
             raise self._refusal(plan, claim, decision)
-        permit.claim, permit.since = claim, decision.at
-        permit.standings = plan.standings(decision)
+        permit.claim, permit.decision = claim, decision
         if self.counter.degraded:
             permit.headers = DEGRADED
         return permit

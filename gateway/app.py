@@ -19,13 +19,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import passing
+from gateway.asgi import taken
 from gateway.authenticate import authenticate
 from gateway.endpoints import ENDPOINTS, models
 from gateway.endpoints.base import ANTHROPIC, Endpoint, Spoken, speech
 from gateway.errors import GatewayError, InternalError, MethodNotAllowed, NotFound
 from gateway.exchange import Exchange, Gateway
-from gateway.reply import Caller, Reply
+from gateway.reply import Reply
 from gateway.terms import Head, Record, Usage
+from gateway.visit import Visit
 
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, request-id, retry-after, retry-after-ms, "
@@ -71,7 +73,7 @@ class State:
 
 
 class App:
-    """The ASGI application of the data port.
+    """What the data port serves: visits to model servers, and everything else as ASGI.
 
     Mutable state: `_gateway`, whom requests that come now are served with; whose pages may call.
     """
@@ -88,16 +90,20 @@ class App:
         self._origins = frozenset(gateway.config.cors.origins)
         self._rest = self._everything_else()
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """An ASGI application, but for a coroutine of its own around those that serve."""
-        endpoint = self._endpoints.get(scope["path"])
-        if endpoint is None or scope["method"] != "POST":
-            return self._rest(scope, receive, send)
-        head, caller = taken(scope)
-        exchange = Exchange(self._gateway, endpoint, head, caller, self._now())
+    def direct(self, visit: Visit) -> Awaitable[None] | None:
+        """Serve a visit that is for a model server."""
+        head = visit.head
+        endpoint = self._endpoints.get(head.path)
+        if endpoint is None or head.method != "POST":
+            return None
+        exchange = Exchange(self._gateway, endpoint, head, visit, self._now())
         if self._origins:
             exchange.reply.more_headers = self._cors(head)
-        return exchange.run(receive)
+        return exchange.run(visit.receive)
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """The ASGI application of every other."""
+        return self._rest(scope, receive, send)
 
     def _everything_else(self) -> ASGIApp:
         health = self._asgi(self._healthz, logged=False)
@@ -193,14 +199,6 @@ class _Asgi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._run(scope, receive, send)
-
-
-def taken(scope: Scope) -> tuple[Head, Caller]:
-    """The head of this request and its caller, as the front door put them there; the scope lets go
-    of the caller.
-    """
-    put = scope["extensions"]
-    return put["fairgate.head"], put.pop("fairgate.caller")
 
 
 def speech_for(head: Head) -> Spoken:

@@ -9,18 +9,20 @@ piece (`visit.py`).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections import deque
+from collections.abc import Awaitable
+from typing import Any, ClassVar, cast
 
 import httptools
 import orjson
-from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backends.connection import tune
 from gateway import passing
 from gateway.alarms import Alarm
+from gateway.asgi import scope_of
+from gateway.door import Door
 from gateway.endpoints.base import speech
 from gateway.errors import (
     GatewayError,
@@ -29,29 +31,12 @@ from gateway.errors import (
     Overloaded,
     RequestTimeout,
 )
+from gateway.reply import Lines
 from gateway.terms import Head, fields_of
 from gateway.visit import Visit, lines_of
 from gateway.wire.head import wrong_in
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-
-
-@dataclass(slots=True)
-class Door:
-    """What all connections of a listener share: the bounds, and who may still come in.
-
-    Times in seconds, sizes in bytes. `drain_for` and `drain_bytes` say how much of an unread body
-    is taken in after an early answer, so that closing does not destroy the answer on its way.
-    """
-
-    header_timeout: float = 10.0
-    header_bytes: int = 32 * 1024
-    header_fields: int = 100
-    pipelined_bytes: int = 64 * 1024
-    pipelined_requests: int = 64
-    connections: int = 10_000
-    drain_for: float = 1.0
-    drain_bytes: int = 64 * 1024
 
 
 class Front(HttpToolsProtocol):
@@ -60,9 +45,10 @@ class Front(HttpToolsProtocol):
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), or its first byte is
     still to come (`_between`); how much of it is here (`_head_bytes`) and its `_deadline`;
     `_fault`, why the request being read is refused; `_declining`, whether the parser is told a
-    head again; `_active`, the visit being answered; `_waiting_bytes`, sent ahead of their turn;
-    `_closing`, how many bytes an ending connection may still send, None while it lives; and
-    `_idle`, the alarm that is set between requests.
+    head again; `_reading`, the visit whose request is being read, or was last; `_active`, the one
+    being answered, and whether that is `_unbegun`; `_waiting`, those whose turn comes, and how much
+    was sent ahead of theirs (`_waiting_bytes`); `_closing`, how many bytes an ending connection may
+    still send, None while it lives; and `_idle`, the alarm that is set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -76,7 +62,10 @@ class Front(HttpToolsProtocol):
         self._in_head = True
         self._between = True
         self._declining = False
+        self._reading: Visit | None = None
         self._active: Visit | None = None
+        self._unbegun = False
+        self._waiting: deque[Visit] = deque()
         self._waiting_bytes = 0
         self._closing: int | None = None
         self._idle = Alarm(self.loop)
@@ -94,14 +83,12 @@ class Front(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # uvicorn tells only the newest request; the one being answered may be an older one.
         self._stop_deadline()
         active = self._active
-        for visit in (active, *(visit for visit, _ in self.pipeline)):
+        for visit in (active, *self._waiting):
             if visit is not None and not visit.response_complete:
-                visit.disconnected = True
-                visit.message_event.set()
-        self.pipeline.clear()
+                visit.leave()
+        self._waiting.clear()
         super().connection_lost(exc)
         self._idle.end()
         if active is not None and active.watcher is not None:
@@ -114,7 +101,7 @@ class Front(HttpToolsProtocol):
             if self._closing < 0:
                 self.transport.abort()
             return
-        if self._fault is not None or (self.pipeline and not self._room_for(len(data))):
+        if self._fault is not None or (self._waiting and not self._room_for(len(data))):
             return
         if self._between and not data.strip(b"\r\n"):
             return  # empty lines before a request are none (RFC 9112 §2.2)
@@ -123,6 +110,9 @@ class Front(HttpToolsProtocol):
         self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
+        if self._unbegun and self._active is not None:
+            self._unbegun = False
+            self._active.start()
 
     def _feed(self, data: bytes) -> None:
         if self._in_head:
@@ -175,7 +165,7 @@ class Front(HttpToolsProtocol):
         self.transport.abort() if self.flow.write_paused else self.transport.close()
 
     def shutdown(self) -> None:
-        for visit in (self._active, *(visit for visit, _ in self.pipeline)):
+        for visit in (self._active, *self._waiting):
             if visit is not None:
                 visit.keep_alive = False
         if self._active is None or self._active.response_complete:
@@ -214,25 +204,24 @@ class Front(HttpToolsProtocol):
         self._fault = wrong_in(method, version, self.url, fields, repeated)
         if self._fault is not None:
             return
-        path, _, query = self.url.partition(b"?")
+        path, _, _ = self.url.partition(b"?")
         # The path as it was sent: decoding could only reach more of them.
         head = Head(method.decode("ascii"), path.decode("latin-1"), fields, repeated)
-        scope = self._scope(head, version, path, query)
-        visit = Visit(
+        self._reading = visit = Visit(
             self,
-            scope,
-            self.server_state.default_headers,
+            head,
+            version=version,
+            target=self.url,
+            listed=self.headers,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             expects_100=b"expect" in fields and fields[b"expect"].lower() == b"100-continue",
         )
-        scope["extensions"] = {"fairgate.caller": visit, "fairgate.head": head}  # type: ignore[dict-item]
-        self.cycle = visit
         if self._is_free():
             self._active = visit
-            visit.start(self.app)
-        elif len(self.pipeline) < self.door.pipelined_requests:
+            self._unbegun = True  # until the parser is done with what came
+        elif len(self._waiting) < door.pipelined_requests:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
-            self.pipeline.appendleft((visit, self.app))
+            self._waiting.append(visit)
         else:
             self._forget_waiting()
 
@@ -245,41 +234,49 @@ class Front(HttpToolsProtocol):
             return HeadersTooLarge("The request head is too large.")
         return None
 
-    def _scope(self, head: Head, version: str, path: bytes, query: bytes) -> HTTPScope:
-        return {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,  # type: ignore[typeddict-item]
-            "method": head.method,
-            "root_path": self.root_path,
-            "path": head.path,
-            "raw_path": path,
-            "query_string": query,
-            "headers": self.headers,
-            "state": {},
-        }
-
     def on_body(self, body: bytes) -> None:
-        visit = self.cycle
-        if self._fault is not None or self._closing is not None or visit.response_complete:
+        visit = self._reading
+        if self._fault is not None or self._closing is not None or visit is None:
             return
-        visit.body += body
-        if visit is self._active and len(visit.body) > HIGH_WATER_LIMIT:
+        if visit.response_complete:
+            return
+        visit.add(body)
+        if visit is self._active and visit.held > HIGH_WATER_LIMIT:
             self.flow.pause_reading()  # until it is asked for, which is soon
-        visit.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # of its head only: see `_decline_upgrade`
         self._in_head = self._between = True
-        if self._fault is None and self._closing is None:
-            super().on_message_complete()
-            if self.cycle is self._active:
-                # Nobody asks for more of it, and a caller who leaves is known by what is read.
-                self.flow.resume_reading()
+        visit = self._reading
+        if self._fault is not None or self._closing is not None or visit is None:
+            return
+        if not visit.response_complete:
+            visit.whole()
+        if visit is self._active:
+            # Nobody asks for more of it, and a caller who leaves is known by what is read.
+            self.flow.resume_reading()
+
+    # A visit's answer
+
+    @property
+    def usual(self) -> Lines:
+        return self.door.lines(self.server_state.default_headers)
+
+    def answer(self, visit: Visit) -> Awaitable[None]:
+        direct = self.door.direct(visit)
+        if direct is not None:
+            return direct
+        connection = {
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+        }
+        application: Any = self.app
+        answered = application(scope_of(visit, connection), visit.receive, visit.send)
+        return cast(Awaitable[None], answered)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -302,12 +299,10 @@ class Front(HttpToolsProtocol):
 
     def _go_on(self) -> None:
         """To what comes next on this connection, now that an answer is complete."""
-        if self.pipeline and self._is_free():
+        if self._waiting and self._is_free():
             self._idle.stop()
-            following, app = self.pipeline.pop()
-            assert isinstance(following, Visit)
-            self._active = following
-            following.start(app)
+            self._active = following = self._waiting.popleft()
+            self.loop.call_soon(following.start)  # not within the end of the one before it
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
         else:
@@ -345,9 +340,9 @@ class Front(HttpToolsProtocol):
 
         A client sends again what was not answered (RFC 9112 §9.3.2).
         """
-        self.pipeline.clear()
+        self._waiting.clear()
         if self._active is not None:
-            self.cycle = self._active
+            self._reading = self._active
             self._active.keep_alive = False
             if self._active.response_complete:  # and unread
                 self._idle.set(self.loop.time() + self.door.drain_for, self._idle_too_long)
@@ -355,13 +350,12 @@ class Front(HttpToolsProtocol):
 
     def _refuse_in_turn(self) -> None:
         """Refuse the request being read, after the answers that are due before it."""
-        if self._active is None or (self._active.response_complete and not self.pipeline):
+        if self._active is None or (self._active.response_complete and not self._waiting):
             assert self._fault is not None
             self.refuse(self._fault)
-        elif self._active is self.cycle and not self.pipeline and self._active.more_body:
+        elif self._active is self._reading and not self._waiting and self._active.more_body:
             # The body under way is broken: its own request is the one at fault.
-            self._active.disconnected = True
-            self._active.message_event.set()
+            self._active.leave()
             assert self._fault is not None
             self.refuse(self._fault)
 
@@ -375,7 +369,7 @@ class Front(HttpToolsProtocol):
         body = orjson.dumps(said.error_object(exc, request_id))
         identity = request_id.encode()
         lines = [STATUS_LINE[said.status(exc)]]
-        lines.append(lines_of(self.server_state.default_headers))
+        lines.append(self.usual)
         lines.append(lines_of(exc.headers))
         lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
         lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))

@@ -32,8 +32,8 @@ def request_id() -> str:
     return "req_" + _random.getrandbits(96).to_bytes(12).hex()
 
 
-def trace(head: Head, record: Record) -> tuple[tuple[bytes, bytes], ...]:
-    """Note the caller's ids on the record; return the header fields that go to the engine."""
+def trace(head: Head, record: Record) -> str:
+    """Note the caller's ids on the record; return the header lines that go to the engine."""
     sent = head.fields
     made = (_random.getrandbits(192) | 1).to_bytes(24).hex()  # a span of zeros would be none
     trace_id, span = made[:32], made[32:]
@@ -42,11 +42,11 @@ def trace(head: Head, record: Record) -> tuple[tuple[bytes, bytes], ...]:
         if given and given[1] != _NOTHING:
             trace_id = given[1]
     record.trace_id = trace_id
-    fields = [(b"traceparent", f"00-{trace_id}-{span}-01".encode())]
+    lines = f"traceparent: 00-{trace_id}-{span}-01\r\n"
     for name in _PASSING:
         if name in sent and _VISIBLE.match(sent[name]):
-            fields.append((name, sent[name]))
-    return tuple(fields)
+            lines += f"{name.decode()}: {head.get(name)}\r\n"
+    return lines
 
 
 def client_request_id(head: Head) -> str:

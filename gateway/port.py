@@ -6,8 +6,9 @@ import ssl
 import time
 
 from gateway.app import App, State
+from gateway.door import Door
 from gateway.exchange import Gateway
-from gateway.front import Door, Front
+from gateway.front import Front
 from gateway.listeners import server
 from gateway.settings import Config
 
@@ -59,6 +60,7 @@ class DataPort:
             header_bytes=bounds.header,
             header_fields=bounds.header_fields,
             connections=bounds.connections or self._connections,
+            direct=self._app.direct,
         )
 
 

@@ -106,7 +106,6 @@ class Relay:
         self._flight = flight
         if self._paused_at:
             flight.pause()
-        self._framer = None
         self._held = []
         self._size = 0
         self._status = 0
@@ -117,6 +116,8 @@ class Relay:
     def sent(self) -> None:
         self.reached = True
         self._reply.prepare()
+        if self._stream:
+            self._framer = self._kind.framer(self._event_limit)
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
@@ -134,7 +135,6 @@ class Relay:
             self._take = _ignore
             self._fail(BadAnswer(f"{status} with {media[:64].lower().decode('latin-1')!r}"))
         elif self._stream:
-            self._framer = self._kind.framer(self._event_limit)
             self._take = self._take_events
         else:
             self._take = self._take_plain

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -40,8 +41,12 @@ class Caller(Protocol):
     """
 
     watcher: Watcher | None
-    #: What answers this caller, to be cancelled when there is nobody to answer.
-    task: asyncio.Task[None]
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What answers this caller, to be cancelled when there is nobody to answer; None up to its
+        first wait, within which nobody leaves.
+        """
 
     @property
     def gone(self) -> bool: ...
@@ -90,6 +95,10 @@ _STREAM_HEADERS = (
 _JSON_HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
 
 
+def _unknown() -> Standings:
+    return None, None
+
+
 class Reply:
     """Mutable state: `state`, `status`, whether it is a `stream`, and `bytes_out`."""
 
@@ -117,12 +126,13 @@ class Reply:
         self.bytes_out = 0
         #: For every answer to this caller, whatever it says.
         self.more_headers: Lines = b""
-        self.standings: Standings = (None, None)
+        #: How the caller stands with its limits; asked for when there is time for it.
+        self.standings: Callable[[], Standings] = _unknown
 
     def prepare(self) -> None:
         """Write down what any answer's head will say: the engine's work is a good time for it."""
         ids = f"x-request-id: {self._request_id}\r\nrequest-id: {self._request_id}\r\n".encode()
-        self._known = ids + self.more_headers + self._speech.limit_lines(self.standings)
+        self._known = ids + self.more_headers + self._speech.limit_lines(self.standings())
 
     def start_stream(self, extra: Lines = b"") -> None:
         """Commit to a 200 and a stream; what fails from here on is told inside it."""

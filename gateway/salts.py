@@ -34,7 +34,7 @@ class Salts:
         if isolate == "off" or path not in _SALTED or pool.kind.name != "vllm":
             return None
         for replica in pool.replicas:
-            if not replica.lacks(path, "cache_salt"):
+            if not replica.capability.lacks(path, "cache_salt"):
                 break  # nearly always the first
         else:
             self._warn(pool.name)

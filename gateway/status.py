@@ -111,7 +111,7 @@ def _of_replica(replica: Replica, now: float) -> dict[str, Any]:
         "kv": load and load.kv,
         "weight": replica.weight,
         "concurrency": replica.concurrency,
-        "cache_salt": not replica.lacks("/v1/chat/completions", "cache_salt"),
+        "cache_salt": not replica.capability.lacks("/v1/chat/completions", "cache_salt"),
         "last_error": replica.last_error,
     }
 

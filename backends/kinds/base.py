@@ -24,15 +24,13 @@ class OpenAIFamily:
     figures: str | None = None
 
     def prepare(self, call: Call, replica: Replica) -> tuple[bytes, bytes]:
-        head = replica.heads.get(call.path)
+        shape = call.path, call.stream
+        head = replica.heads.get(shape)
         if head is None:
-            head = replica.heads[call.path] = _head("POST", call.path, replica)
-        accept = _ACCEPT_EVENTS if call.stream else _ACCEPT_JSON
+            accept = _ACCEPT_EVENTS if call.stream else _ACCEPT_JSON
+            head = replica.heads[shape] = _head("POST", call.path, replica) + accept
         told = f"content-length: {len(call.body)}\r\nx-request-id: {call.request_id}\r\n"
-        head += told.encode() + accept
-        for field in call.headers:
-            head += b"%b: %b\r\n" % field
-        return head + b"\r\n", call.body  # which may be large: it is not copied
+        return head + f"{told}{call.headers}\r\n".encode(), call.body  # which may be large
 
     def framer(self, event_limit: int) -> Framer:
         return Framer(event_limit)

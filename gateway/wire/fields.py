@@ -123,21 +123,35 @@ def checked(
     configuration refuses them.
     """
     table = FIELDS[path]
-    passed: dict[str, Raw] = {}
+    known = sent.keys() <= table.keys()
+    passed = dict(sent) if known else _passed(table, sent, allowed, keep_unknown=keep_unknown)
     carried = NOTHING
+    for name, value in passed.items():
+        check = table.get(name)
+        if check is None:
+            continue
+        found = check(name, value, allowed)
+        if found is not None:
+            carried = Carried(carried.bytes + found.bytes, carried.tokens + found.tokens)
+    return passed, carried
+
+
+def _passed(
+    table: Mapping[str, Check | None],
+    sent: Mapping[str, Raw],
+    allowed: Caps,
+    *,
+    keep_unknown: bool,
+) -> dict[str, Raw]:
+    """What is left of fields of which some are not in the table."""
+    passed: dict[str, Raw] = {}
     for name, value in sent.items():
-        if name in table:
-            check = table[name]
-            found = check(name, value, allowed) if check is not None else None
-            if found is not None:
-                carried = Carried(carried.bytes + found.bytes, carried.tokens + found.tokens)
-            passed[name] = value
-        elif name in PRIVILEGED:
+        if name in PRIVILEGED:
             if name not in allowed.privileged:
                 raise InvalidRequest(f"`{name}` is not allowed on this gateway.", name)
-            passed[name] = value
-        elif keep_unknown:
-            passed[name] = value
-        elif allowed.unknown_fields == "refuse":
-            raise InvalidRequest(f"Unknown field `{name[:64]}`.", name[:64])
-    return passed, carried
+        elif name not in table and not keep_unknown:
+            if allowed.unknown_fields == "refuse":
+                raise InvalidRequest(f"Unknown field `{name[:64]}`.", name[:64])
+            continue
+        passed[name] = value
+    return passed

@@ -7,7 +7,6 @@ import ssl
 import pytest
 
 from backends.base import Origin, Replica
-from backends.capability import Capability
 
 
 @pytest.mark.parametrize(
@@ -19,15 +18,6 @@ def test_a_replica_is_full_at_its_concurrency(
 ) -> None:
     replica = Replica("u", Origin("h", 80), concurrency=concurrency, in_flight=in_flight)
     assert replica.full is full
-
-
-def test_a_replica_lacks_only_what_its_schema_is_known_to_lack() -> None:
-    replica = Replica("u", Origin("h", 80))
-    assert not replica.lacks("/v1/completions", "cache_salt")
-    replica.capability = Capability(fields={"/v1/completions": frozenset({"cache_salt"})})
-    assert not replica.lacks("/v1/completions", "cache_salt")
-    assert replica.lacks("/v1/completions", "other")
-    assert not replica.lacks("/v1/embeddings", "cache_salt")
 
 
 def test_replicas_with_equal_fields_are_two() -> None:

@@ -7,7 +7,7 @@ import asyncio
 from msgspec import field
 
 from backends.base import Demand
-from gateway.admit import Admission, Permit
+from gateway.admit import Admission, Permit, Plan
 from gateway.estimate import Estimates
 from gateway.limits.memory import Alone, microseconds
 from gateway.limits.rulebook import Rulebook
@@ -60,7 +60,7 @@ class Counting(Admission):
                 await asyncio.Event().wait()
             finally:
                 self.waiting -= 1
-        permit = Kept(self, principal.key, route, size, Demand())
+        permit = Kept(self, principal.key, route, size, Plan(()), Demand())
         self.given.append(permit)
         return permit
 

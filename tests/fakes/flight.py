@@ -145,6 +145,7 @@ class Stage:
     def take_off(self) -> None:
         self.flight = Flight(self.relay)
         self.relay.begin(self.flight, Replica("http://h", Origin("h", 80)))
+        self.relay.sent()
 
     def data(self, *pieces: bytes) -> None:
         for piece in pieces:

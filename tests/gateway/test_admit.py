@@ -16,7 +16,7 @@ TOKENS = "{tokens_per_minute: 1000}"
 async def test_everyone_is_admitted_where_no_limit_is_configured() -> None:
     desk = Desk()
     permits = [await desk.admit() for _ in range(3)]
-    assert [(p.standings, p.headers) for p in permits] == [((None, None), b"")] * 3
+    assert [(p.standings(), p.headers) for p in permits] == [((None, None), b"")] * 3
     assert permits[0].settle(used(10**9), 0) == used(10**9)
     permits[1].refund()
     assert (desk.counter.claims, desk.counter.settled) == ([], [])
@@ -97,8 +97,9 @@ async def test_a_request_no_engine_sees_costs_a_request_of_every_rule_but_the_mo
         assert await desk.left(f"{scope}.requests_per_minute") == left
         assert await desk.left(f"{scope}.tokens_per_minute") == 1
         assert await desk.left(f"{scope}.concurrency") == 1
-    assert permit.standings[0] is not None
-    assert (permit.standings[0].remaining, permit.standings[1]) == (4, None)
+    requests, tokens = permit.standings()
+    assert requests is not None
+    assert (requests.remaining, tokens) == (4, None)
 
 
 async def test_what_holds_on_one_model_does_not_hold_without_one() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.errors import GatewayError, InternalError
+from gateway.terms import Head
 from gateway.visit import Visit, lines_of
 
 
@@ -25,6 +26,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def write(self, data: Any) -> None:
         self.writes.append(bytes(data))
 
@@ -36,14 +40,20 @@ class Front:
     """The connection a visit happens on."""
 
     logger = logging.getLogger()
-    loop: asyncio.AbstractEventLoop
+    usual = b"date: now\r\n"
+    #: Who answers.
+    app: Callable[[], Awaitable[None]]
 
     def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport = Wire()
         self.flow = FlowControl(self.transport)
         self.tasks: set[asyncio.Task[None]] = set()
         self.refused: list[GatewayError] = []
         self.closed: list[bool] = []
+
+    def answer(self, visit: Visit) -> Awaitable[None]:
+        return self.app()
 
     def on_response_complete(self) -> None: ...
 
@@ -60,8 +70,7 @@ def visit(
     front = Front()
     wire = front.transport
     assert isinstance(wire, Wire)
-    scope = cast(Any, {"method": method, "http_version": version})
-    made = Visit(front, scope, [(b"date", b"now")], keep_alive=keep_alive)
+    made = Visit(front, Head(method, "/", {}), version=version, keep_alive=keep_alive)
     made.more_body = unread
     return made, wire, front
 
@@ -168,21 +177,26 @@ async def test_a_cut_answer_ends_the_connection_at_once() -> None:
     assert len(wire.writes) == 1, "no end is invented"
 
 
-async def run(made: Visit, front: Front, app: Any) -> None:
-    made.task = asyncio.get_running_loop().create_task(made.run_asgi(app))
-    front.tasks.add(made.task)
-    await made.task
+async def run(made: Visit, front: Front, app: Callable[[], Awaitable[None]]) -> None:
+    front.app = app
+    made.start()
+    if made.task is not None:
+        assert front.tasks == {made.task}
+        await made.task
     assert not front.tasks
 
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
 async def test_an_application_that_does_not_answer_is_a_fault_of_ours(
-    begun: bool, fails: bool, caplog: pytest.LogCaptureFixture
+    begun: bool, fails: bool, waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, wire, front = visit()
 
-    async def app(*_: Any) -> None:
+    async def app() -> None:
+        if waits:
+            await asyncio.sleep(0)
         if begun:
             made.begin(200, b"", 10)
         if fails:
@@ -197,7 +211,7 @@ async def test_an_application_that_does_not_answer_is_a_fault_of_ours(
 async def test_an_application_that_answered_is_done_with_as_is_one_nobody_hears() -> None:
     made, wire, front = visit()
 
-    async def answers(*_: Any) -> None:
+    async def answers() -> None:
         made.begin(200, b"", 2)
         made.finish(b"ok")
 
@@ -205,20 +219,29 @@ async def test_an_application_that_answered_is_done_with_as_is_one_nobody_hears(
     made, wire, front = visit()
     made.disconnected = True
 
-    async def leaves(*_: Any) -> None: ...
+    async def leaves() -> None: ...
 
     await run(made, front, leaves)
     assert not front.refused
     assert not wire.closed
 
 
-def test_a_visit_has_all_that_uvicorns_own_code_reads() -> None:
-    """It makes its fields itself; what stays of uvicorn's cycle is `receive`."""
-    fields = vars(RequestResponseCycle(*[cast(Any, None)] * 11)).keys()
-    read = fields & set(RequestResponseCycle.receive.__code__.co_names)
-    assert "waiting_for_100_continue" in read
-    made, _, _ = visit()
-    assert read <= vars(made).keys()
+async def test_a_whole_request_is_begun_at_once_and_one_under_way_by_a_task() -> None:
+    for unread in (False, True):
+        made, _, front = visit(unread=unread)
+        began: list[asyncio.Task[Any] | None] = []
+
+        async def app(began: list[asyncio.Task[Any] | None] = began) -> None:
+            began.append(asyncio.current_task())
+            await asyncio.sleep(0)
+
+        front.app = app
+        made.disconnected = True
+        made.start()
+        assert made.task is not None
+        assert bool(began) is not unread
+        await made.task
+        assert (began == [made.task]) is unread
 
 
 async def test_what_starlette_answers_takes_the_same_way() -> None:
@@ -236,16 +259,75 @@ def test_fields_travel_as_lines() -> None:
 
 async def test_a_body_that_is_all_here_is_taken_once_and_one_under_way_is_not() -> None:
     made, _, _ = visit(unread=True)
-    made.flow = cast(Any, Flow())
-    made.body += b"half"
+    flow = made.flow = cast(Any, Flow())
+    made.add(b"half")
     assert made.take_body() is None
-    made.body += b" and half"
-    made.more_body = False
+    made.add(b" and half")
+    assert made.held == 13
+    made.whole()
     assert made.take_body() == b"half and half"
-    assert made.body == b""
-    assert made.flow.resumed == 1  # type: ignore[attr-defined]
-    made.disconnected = True
+    assert (made.held, flow.resumed) == (0, 1)
+    assert made.take_body() == b""
+    made.leave()
     assert made.take_body() is None
+
+
+async def test_a_body_in_pieces_is_received_as_it_comes() -> None:
+    made, wire, _ = visit(unread=True)
+    flow = made.flow = cast(Any, Flow())
+    made.add(b"o")
+    made.add(b"n")
+    assert await made.receive() == told(b"on", more=True)
+    waiting = asyncio.ensure_future(made.receive())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    made.add(b"e")
+    made.whole()  # in the same turn
+    assert await waiting == told(b"e", more=False)
+    assert flow.resumed == 2
+    last = asyncio.ensure_future(made.receive())  # Starlette asks on, to hear of the end
+    await asyncio.sleep(0)
+    made.begin(200, b"", 0)
+    made.finish()
+    assert await last == await made.receive() == {"type": "http.disconnect"}
+    assert wire.writes[0].startswith(b"HTTP/1.1 200")
+
+
+async def test_who_receives_hears_of_a_caller_who_leaves() -> None:
+    made, _, _ = visit(unread=True)
+    waiting = asyncio.ensure_future(made.receive())
+    await asyncio.sleep(0)
+    made.leave()
+    assert await waiting == {"type": "http.disconnect"}
+
+
+async def test_who_gives_up_receiving_leaves_nothing_behind() -> None:
+    made, _, _ = visit(unread=True)
+    waiting = asyncio.ensure_future(made.receive())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    made.add(b"late")
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert await made.receive() == told(b"late", more=True)
+
+
+async def test_who_waits_to_be_asked_for_the_body_is_asked_once() -> None:
+    front = Front()
+    made = Visit(front, Head("POST", "/", {}), keep_alive=True, expects_100=True)
+    made.add(b"came anyway")
+    await made.receive()
+    made.add(b"more")
+    await made.receive()
+    assert cast(Wire, front.transport).writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    made = Visit(front, Head("POST", "/", {}), keep_alive=True, expects_100=True)
+    made.begin(401, b"", 0)
+    made.finish()
+    await made.receive()
+    assert len(cast(Wire, front.transport).writes) == 2, "refused, and not asked"
+
+
+def told(body: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
 
 
 class Flow:

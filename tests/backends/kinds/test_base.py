@@ -21,18 +21,16 @@ def prepared(call: Call, replica: Replica, kind: str = "vllm") -> bytes:
 
 def test_a_request_is_exactly_this() -> None:
     replica = Replica("http://gpu-1:8000", Origin("gpu-1", 8000), credential="sk-engine")
-    traced = (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")
-    call = Call("/v1/chat/completions", b'{"model":"m"}', True, "req_1", (traced,))
+    traced = f"traceparent: 00-{'a' * 32}-{'b' * 16}-01\r\n"
+    call = Call("/v1/chat/completions", b'{"model":"m"}', True, "req_1", traced)
     expected = (
         b"POST /v1/chat/completions HTTP/1.1\r\n"
         b"host: gpu-1:8000\r\n" + AGENT + b"accept-encoding: identity\r\n"
         b"content-type: application/json\r\n"
         b"authorization: Bearer sk-engine\r\n"
-        b"content-length: 13\r\n"
-        b"x-request-id: req_1\r\n"
         b"accept: text/event-stream\r\n"
-        b"traceparent: " + traced[1] + b"\r\n"
-        b"\r\n"
+        b"content-length: 13\r\n"
+        b"x-request-id: req_1\r\n" + traced.encode() + b"\r\n"
         b'{"model":"m"}'
     )
     assert prepared(call, replica) == expected
