@@ -44,17 +44,19 @@ class Health:
     """Mutable state: failures in a row of connections and of requests; `_ejections` in a row,
     `_until` when the last one ends (0: not ejected) and `_why`; `_since`, when it returned; `down`,
     why probes say that nothing can be served there now, empty where they do not; `sound`, whether
-    nothing at all speaks against it: the usual case, known without a clock.
+    nothing at all speaks against it, and `ramping`, whether it may have less than all of its share:
+    the usual case is known without a clock.
     """
 
     __slots__ = (
         *("_connects", "_ejections", "_errors", "_random", "_since", "_until", "_why"),
-        *("down", "sound"),
+        *("down", "ramping", "sound"),
     )
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
         self.down = ""
         self.sound = True
+        self.ramping = False
         self._connects = 0
         self._errors = 0
         self._ejections = 0
@@ -73,7 +75,10 @@ class Health:
     def share(self, now: float) -> float:
         """How much of its weight it is to have, above 0 and at most 1."""
         grown = (now - self._since) / _RAMP
-        return 1.0 if grown >= 1 else max(_LEAST_SHARE, grown)
+        if grown < 1:
+            return max(_LEAST_SHARE, grown)
+        self.ramping = False
+        return 1.0
 
     def ends(self) -> float:
         """When its ejection ends, for choosing the least bad; a replica that is down comes last."""
@@ -99,7 +104,7 @@ class Health:
         if self._until:
             self._until = 0.0
             self._since = now
-            self.sound = True
+            self.sound = self.ramping = True
             return True
         if self._ejections and now >= self._since + _LONGEST:
             self._ejections = 0  # it has been well for as long as an ejection lasts

@@ -87,7 +87,11 @@ class Pool:
 
     def well(self, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
         """Those a policy chooses among."""
-        return [r for r in self.replicas if r.choosable(now) and r not in tried]
+        well = []
+        for replica in self.replicas:
+            if replica.choosable(now) and replica not in tried:
+                well.append(replica)
+        return well
 
     def least_bad(self, tried: Sequence[Replica] = ()) -> Replica | None:
         """The one whose ejection ends first: who is chosen where none is well."""
@@ -107,7 +111,11 @@ class Pool:
         """Those known not to have a route. Only vLLM's own schema is known to be whole."""
         if self.kind.name != "vllm":
             return []
-        return [replica for replica in self.replicas if not replica.capability.speaks(path)]
+        unfit = []
+        for replica in self.replicas:
+            if not replica.capability.speaks(path):
+                unfit.append(replica)
+        return unfit
 
     def others(self, tried: Sequence[Replica]) -> bool:
         """Whether one that is well is left."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
-
-from starlette.types import Scope
 
 from gateway.reply import Caller
 from gateway.terms import Head
 from gateway.visit import Visit
+
+Scope = MutableMapping[str, Any]
 
 
 def scope_of(visit: Visit, connection: dict[str, Any]) -> Scope:

@@ -51,8 +51,14 @@ class Begun(Coroutine[Any, Any, None]):
         val: BaseException | object = None,
         tb: TracebackType | None = None,
     ) -> Any:
-        """As its task does to cancel it, be that before the first step."""
-        self._told = True
+        """As its task does to cancel it. Before the first step it knows nothing of the wait that it
+        would have ended first (`asyncio.Task.cancel`).
+        """
+        if not self._told:
+            self._told = True
+            pending, self._pending = self._pending, None
+            if pending is not None:
+                pending.cancel()
         return self._coroutine.throw(typ) if val is None else self._coroutine.throw(typ, val, tb)
 
     def close(self) -> None:

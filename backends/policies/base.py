@@ -51,22 +51,26 @@ class Scales:
             return replicas[0]
         burdens = self.burdens(replicas, demand, now)
         tokens = demand.tokens or 1
-        self._turn = at = (self._turn + 1) % count
-        best, calmest, least = replicas[at], 3, 0.0
-        for _ in range(count):
+        self._turn = turn = (self._turn + 1) % count
+        best, calmest, least = replicas[turn], 3, 0.0
+        for at in range(turn - count, turn):  # from `turn` on, round to the one before it
             replica = replicas[at]
             pressure = pressed(replica, now) if replica.load or replica.busy else 0
             score = (burdens[at] + tokens) / replica.share(now)
             if pressure < calmest or (pressure == calmest and score < least):
                 best, calmest, least = replica, pressure, score
-            at = at + 1 if at + 1 < count else 0
         return best
 
     def burdens(self, replicas: Sequence[Replica], demand: Demand, now: float) -> list[float]:
         """The tokens each has to do, for all who sent to it."""
-        burdens: list[float] = [replica.work for replica in replicas]
-        others = [self._sent_by_others(r, now) if r.load else 0 for r in replicas]
-        if any(others):
+        burdens: list[float] = []
+        others, some = [], 0
+        for replica in replicas:
+            burdens.append(replica.outstanding + replica.elsewhere[1])
+            sent = self._sent_by_others(replica, now) if replica.load else 0
+            others.append(sent)
+            some += sent
+        if some:
             known = sum(replica.in_flight + replica.elsewhere[0] for replica in replicas)
             usual = sum(burdens) / known if known else max(demand.tokens, 1)
             burdens = [own + more * usual for own, more in zip(burdens, others, strict=True)]

@@ -14,7 +14,7 @@ from gateway.wire.media import Carried
 
 #: What chat templates write into the prompt. A `response_format` is none of it: vLLM makes a
 #: grammar of it (`structured_outputs_from_response_format`).
-_PROMPTED = ("messages", "tools", "system", "documents")
+_PROMPTED = frozenset({"messages", "tools", "system", "documents"})
 
 
 def conversation(fields: dict[str, Raw], carried: Carried, output_limit: int | None) -> Size:
@@ -38,11 +38,7 @@ def embedding(fields: dict[str, Raw], carried: Carried, output_limit: int | None
 
 
 def _text(fields: dict[str, Raw]) -> int:
-    text = 0
-    for name in _PROMPTED:
-        if name in fields:
-            text += len(fields[name])
-    return text
+    return sum([len(fields[name]) for name in _PROMPTED & fields.keys()])
 
 
 def _number(fields: dict[str, Raw], name: str) -> int:

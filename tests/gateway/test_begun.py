@@ -67,7 +67,7 @@ async def test_what_it_waits_for_may_be_there_before_its_task_is(steps: Steps) -
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
 async def test_it_is_cancelled_where_it_waits_at_any_time(steps: Steps, turns: int) -> None:
-    """Before its task's first step, too: what it holds by then is let go of."""
+    """Before its task's first step, too: what it waits for is told, and what it holds let go of."""
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = begun(steps.waiting(future))
     for _ in range(turns):
@@ -76,6 +76,7 @@ async def test_it_is_cancelled_where_it_waits_at_any_time(steps: Steps, turns: i
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+    assert future.cancelled()
     assert steps.did == ["began", "cancelled", "let go"]
 
 
@@ -104,6 +105,10 @@ async def test_a_turn_of_the_loop_is_a_wait_as_well(steps: Steps) -> None:
     assert steps.did == ["0"]
     await task
     assert steps.did == ["0", "1", "2"]
+    task = begun(yields())
+    task.cancel()
+    await asyncio.wait({task})
+    assert steps.did == ["0", "1", "2", "0"]
 
 
 async def test_its_first_wait_may_be_for_a_lock_that_is_held(steps: Steps) -> None:
