@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -21,27 +21,17 @@ from backends.health import Health, Standing
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a server listens. `tls` is the context to use, or None for plain HTTP.
 
     `host` is what it is called and what its certificate has; `address` is where it is, where one of
-    several behind that name is meant.
+    several behind that name is meant. A tuple, since that is hashed in C, several times a request.
     """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
     address: str = ""
-    #: Asked for several times a request.
-    _hash: int = field(default=0, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        known = hash((self.host, self.port, self.tls, self.address))
-        object.__setattr__(self, "_hash", known)
-
-    def __hash__(self) -> int:
-        return self._hash
 
     def __str__(self) -> str:
         at = self.address or self.host

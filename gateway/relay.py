@@ -111,7 +111,7 @@ class Relay:
         self._status = 0
         self._began = self.heard = self._loop.time()
         if not self._alarm.is_set:
-            self._arm(self.heard)
+            self._alarm.set(self._soonest(), self._tick)
 
     def sent(self) -> None:
         self.reached = True
@@ -273,6 +273,14 @@ class Relay:
         self._flight.fail(exc)
 
     # The one alarm: when it rings something may be due, and it is set for what may be next.
+
+    def _soonest(self) -> float:
+        """The earliest that anything can be due. Most answers are whole by then; of any other it
+        is looked what is due next, which takes longer to tell.
+        """
+        t = self._timeouts
+        first = min(t.first_event, t.early_commit, t.heartbeat, t.stall, t.client_write)
+        return min(self._deadline, self._accepted + first)
 
     def _arm(self, now: float) -> None:
         wake = self._next(now)

@@ -7,6 +7,7 @@ for. A key is found by its quoted name: inside a JSON string the quotes would be
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -45,6 +46,8 @@ class Answer(msgspec.Struct):
 
 
 _answer = msgspec.json.Decoder(Answer)
+#: How many models and teams are written down at a time.
+_FEW = 1024
 #: Of a request that is charged nothing.
 UNMEASURED = Size()
 
@@ -65,14 +68,16 @@ class Translator:
         self.events = 0
         self.done = False
         self.failed: StreamFailed | None = None
-        #: How many fields of the request were unknown and left out.
-        self.dropped = 0
-        if not fields.keys() >= ask.fields.keys():
-            self.dropped = len(ask.fields.keys() - fields.keys())
         self._ask = ask
         self._fields = fields
-        self._named = b'"model":' + orjson.dumps(ask.model)
+        self._named = _named(ask.model)
         self._name_sent: bytes | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many fields of the request were unknown and left out."""
+        sent, passed = self._ask.fields.keys(), self._fields.keys()
+        return 0 if passed >= sent else len(sent - passed)
 
     def restart(self) -> None:
         """Forget an attempt of which the caller has seen nothing."""
@@ -84,12 +89,12 @@ class Translator:
 
     def request(self, upstream_model: str) -> bytes:
         """The body for the server: what was checked, nothing else, under the server's own name."""
-        self._fields["model"] = Raw(msgspec.json.encode(upstream_model))
+        self._fields["model"] = _written(upstream_model)
         return msgspec.json.encode(self._fields)
 
-    def set(self, name: str, value: Any) -> None:
-        """A field of the gateway's own."""
-        self._fields[name] = Raw(msgspec.json.encode(value))
+    def set(self, name: str, value: str) -> None:
+        """A field of the gateway's own, one of a few values."""
+        self._fields[name] = _written(value)
 
     def feed(self, events: bytes) -> bytes:
         """Whole events in, whole events out; `b""` where there is nothing to say yet."""
@@ -173,6 +178,17 @@ class Translator:
             return events
         self._name_sent = sent = found.group()
         return events.replace(sent, self._named)
+
+
+@lru_cache(_FEW)
+def _named(model: str) -> bytes:
+    """The pair that says so."""
+    return b'"model":' + orjson.dumps(model)
+
+
+@lru_cache(_FEW)
+def _written(value: str) -> Raw:
+    return Raw(msgspec.json.encode(value))
 
 
 def _looked_at(body: bytes) -> Answer:

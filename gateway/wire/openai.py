@@ -59,9 +59,7 @@ class OpenAITranslator(Translator):
         self._prefix: bytes | None = None
         self._prefix_named = b""
         if ask.stream and ask_for_usage and not ask.wants_usage:
-            sent = fields.get("stream_options")
-            options = _options.decode(sent) if sent else None
-            self.set("stream_options", {**(options or {}), "include_usage": True})
+            fields["stream_options"] = _with_usage(fields.get("stream_options"))
 
     def restart(self) -> None:
         super().restart()
@@ -154,6 +152,17 @@ class OpenAITranslator(Translator):
             completion=tokens.completion_tokens or 0,
             exact=True,
         )
+
+
+def _with_usage(sent: Raw | None) -> Raw:
+    """Stream options, and usage asked for among them."""
+    options = _options.decode(sent) if sent else None
+    if not options:
+        return _USAGE_ALONE
+    return Raw(msgspec.json.encode({**options, "include_usage": True}))
+
+
+_USAGE_ALONE = Raw(b'{"include_usage":true}')
 
 
 def error_object(exc: GatewayError, request_id: str) -> dict[str, Any]:
