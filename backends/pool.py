@@ -87,11 +87,7 @@ class Pool:
 
     def well(self, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
         """Those a policy chooses among."""
-        well = []
-        for replica in self.replicas:
-            if replica.choosable(now) and replica not in tried:
-                well.append(replica)
-        return well
+        return [r for r in self.replicas if r.choosable(now) and r not in tried]
 
     def least_bad(self, tried: Sequence[Replica] = ()) -> Replica | None:
         """The one whose ejection ends first: who is chosen where none is well."""
@@ -111,11 +107,7 @@ class Pool:
         """Those known not to have a route. Only vLLM's own schema is known to be whole."""
         if self.kind.name != "vllm":
             return []
-        unfit = []
-        for replica in self.replicas:
-            if not replica.capability.speaks(path):
-                unfit.append(replica)
-        return unfit
+        return [replica for replica in self.replicas if not replica.capability.speaks(path)]
 
     def others(self, tried: Sequence[Replica]) -> bool:
         """Whether one that is well is left."""

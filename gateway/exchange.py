@@ -260,7 +260,7 @@ class Exchange:
 
     def end(self, exc: GatewayError) -> None:
         """Stop it wherever it is and tell the caller `exc`, if the caller can be told."""
-        if self._ending is None and self._caller.task is not None:
+        if self._ending is None:
             self._ending = exc
             self._caller.task.cancel()
 

@@ -49,11 +49,10 @@ class Front(HttpToolsProtocol):
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), or its first byte is
     still to come (`_between`); how much of it is here (`_head_bytes`), who is to `_collect` its
     fields, and its `_deadline`; `_fault`, why the request being read is refused; `_declining`,
-    whether the parser is told a head again; `_reading`, the visit whose request is being read, or
-    was last; `_active`, the one being answered, and whether that is `_unbegun`; `_waiting`, those
-    whose turn comes, and how much was sent ahead of theirs (`_waiting_bytes`); `_closing`, how many
-    bytes an ending connection may still send, None while it lives; and `_idle`, the alarm that is
-    set between requests.
+    whether the parser is told a head again; `_reading`, the visit whose request is read, or was
+    last; `_active`, the one being answered; `_waiting`, those whose turn comes, and how much was
+    sent ahead of theirs (`_waiting_bytes`); `_closing`, how many bytes an ending connection may
+    still send, None while it lives; and `_idle`, the alarm that is set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -70,7 +69,6 @@ class Front(HttpToolsProtocol):
         self._declining = False
         self._reading: Visit | None = None
         self._active: Visit | None = None
-        self._unbegun = False
         self._waiting: deque[Visit] = deque()
         self._waiting_bytes = 0
         self._closing: int | None = None
@@ -116,9 +114,6 @@ class Front(HttpToolsProtocol):
         self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
-        if self._unbegun and self._active is not None:
-            self._unbegun = False
-            self._active.start()
 
     def _feed(self, data: bytes) -> None:
         if self._in_head:
@@ -225,7 +220,7 @@ class Front(HttpToolsProtocol):
         )
         if self._is_free():
             self._active = visit
-            self._unbegun = True  # until the parser is done with what came
+            visit.start()
         elif len(self._waiting) < door.pipelined_requests:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
             self._waiting.append(visit)
@@ -309,7 +304,7 @@ class Front(HttpToolsProtocol):
         if self._waiting and self._is_free():
             self._idle.stop()
             self._active = following = self._waiting.popleft()
-            self.loop.call_soon(following.start)  # not within the end of the one before it
+            following.start()
         elif self._fault is not None and self._closing is None:
             self.refuse(self._fault)
         else:

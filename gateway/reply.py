@@ -41,12 +41,8 @@ class Caller(Protocol):
     """
 
     watcher: Watcher | None
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """What answers this caller, to be cancelled when there is nobody to answer; None up to its
-        first wait, within which nobody leaves.
-        """
+    #: What answers this caller, to be cancelled when there is nobody to answer.
+    task: asyncio.Task[None]
 
     @property
     def gone(self) -> bool: ...

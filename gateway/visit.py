@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from gateway.begun import begin
 from gateway.errors import GatewayError, InternalError
 from gateway.reply import Lines, Watcher
 from gateway.terms import Head
@@ -48,9 +47,10 @@ class Visit:
     Mutable state: the body's `_pieces` that nobody took yet, their size as `held`, and whether
     there is `more_body` to come; `_news`, whether `receive` has something to tell, and who is
     `_waiting` for it; how far the answer is, and `_head`, that of the answer until its first piece
-    leaves with it; `keep_alive`, whether the connection goes on after it; `task`, which answers,
-    None where that took no wait.
+    leaves with it; `keep_alive`, whether the connection goes on after it; `task`, which answers.
     """
+
+    task: asyncio.Task[None]
 
     __slots__ = (
         *("_chunked", "_expects_100", "_head", "_news", "_pieces", "_waiting"),
@@ -77,7 +77,6 @@ class Visit:
         self.listed = listed
         self.transport = front.transport
         self.flow = front.flow
-        self.task: asyncio.Task[None] | None = None
         self.watcher: Watcher | None = None
         self.disconnected = False
         self.keep_alive = keep_alive
@@ -221,15 +220,10 @@ class Visit:
     # Who answers
 
     def start(self) -> None:
-        """Have it answered: at once as far as that goes without a wait, then in a task, which
-        whoever answers can be cancelled by. One whose body is still to come has nothing to begin.
-        """
-        coroutine = self.run()
-        rest = coroutine if self.more_body else begin(coroutine)
-        if rest is not None:
-            self.task = self.front.loop.create_task(rest)
-            # Until it is over, as `run` tells: nobody cancels it before its first step.
-            self.front.tasks.add(self.task)
+        """Have it answered, in a task that whoever answers can be cancelled by."""
+        self.task = self.front.loop.create_task(self.run())
+        # Until it is over, as `run` tells: nobody cancels it before its first step.
+        self.front.tasks.add(self.task)
 
     async def run(self) -> None:
         """An answer that is not whole when who answers is done is a fault of ours, whatever there
@@ -243,8 +237,7 @@ class Visit:
             self.front.logger.error("Exception in ASGI application", exc_info=exc)
             self._break_off()
         finally:
-            if self.task is not None:
-                self.front.tasks.discard(self.task)
+            self.front.tasks.discard(self.task)
 
     def _break_off(self) -> None:
         try:

@@ -63,14 +63,9 @@ class Scales:
 
     def burdens(self, replicas: Sequence[Replica], demand: Demand, now: float) -> list[float]:
         """The tokens each has to do, for all who sent to it."""
-        burdens: list[float] = []
-        others, some = [], 0
-        for replica in replicas:
-            burdens.append(replica.outstanding + replica.elsewhere[1])
-            sent = self._sent_by_others(replica, now) if replica.load else 0
-            others.append(sent)
-            some += sent
-        if some:
+        burdens: list[float] = [replica.work for replica in replicas]
+        others = [self._sent_by_others(r, now) if r.load else 0 for r in replicas]
+        if any(others):
             known = sum(replica.in_flight + replica.elsewhere[0] for replica in replicas)
             usual = sum(burdens) / known if known else max(demand.tokens, 1)
             burdens = [own + more * usual for own, more in zip(burdens, others, strict=True)]

@@ -288,7 +288,6 @@ async def test_a_cancellation_by_the_server_itself_leaves_nothing_behind() -> No
             await engine.until(lambda: posts(engine) == 1)
             (exchange,) = gateway.worker.composition.gateway.live
             task = exchange._caller.task
-            assert task is not None
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

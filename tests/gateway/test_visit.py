@@ -180,23 +180,19 @@ async def test_a_cut_answer_ends_the_connection_at_once() -> None:
 async def run(made: Visit, front: Front, app: Callable[[], Awaitable[None]]) -> None:
     front.app = app
     made.start()
-    if made.task is not None:
-        assert front.tasks == {made.task}
-        await made.task
+    assert front.tasks == {made.task}
+    await made.task
     assert not front.tasks
 
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("waits", [False, True])
 async def test_an_application_that_does_not_answer_is_a_fault_of_ours(
-    begun: bool, fails: bool, waits: bool, caplog: pytest.LogCaptureFixture
+    begun: bool, fails: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, wire, front = visit()
 
     async def app() -> None:
-        if waits:
-            await asyncio.sleep(0)
         if begun:
             made.begin(200, b"", 10)
         if fails:
@@ -224,24 +220,6 @@ async def test_an_application_that_answered_is_done_with_as_is_one_nobody_hears(
     await run(made, front, leaves)
     assert not front.refused
     assert not wire.closed
-
-
-async def test_a_whole_request_is_begun_at_once_and_one_under_way_by_a_task() -> None:
-    for unread in (False, True):
-        made, _, front = visit(unread=unread)
-        began: list[asyncio.Task[Any] | None] = []
-
-        async def app(began: list[asyncio.Task[Any] | None] = began) -> None:
-            began.append(asyncio.current_task())
-            await asyncio.sleep(0)
-
-        front.app = app
-        made.disconnected = True
-        made.start()
-        assert made.task is not None
-        assert bool(began) is not unread
-        await made.task
-        assert (began == [made.task]) is unread
 
 
 async def test_what_starlette_answers_takes_the_same_way() -> None:
