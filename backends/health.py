@@ -144,7 +144,6 @@ class Health:
         Whether that is news, and what waits there should move.
         """
         before, self.down = self.down, down
-        self.sound = not (self._until or down)
         if not down or before:
             return False
         if now >= self._until:

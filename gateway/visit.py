@@ -135,10 +135,7 @@ class Visit:
             self.flow.resume_reading()
             if not self._news:
                 self._waiting = self.front.loop.create_future()
-                try:
-                    await self._waiting
-                finally:
-                    self._waiting = None
+                await self._waiting
             self._news = False
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}

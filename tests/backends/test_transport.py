@@ -47,6 +47,20 @@ async def test_an_answer_is_told_in_order_and_once(transport: Transport, engine:
     assert engine.requests[0].body == b"{}"
 
 
+@pytest.mark.parametrize("size", [64 * 1024, 64 * 1024 + 1])
+async def test_a_large_body_is_sent_as_it_is_and_a_small_one_with_its_head(
+    transport: Transport, engine: Engine, size: int
+) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % size
+    body, sink = b"x" * size, Kept()
+    transfer = transport.send(replica(engine.port), head, sink, body)
+    pieces = transfer._request
+    assert (len(pieces) == 1) is (size <= 64 * 1024)
+    assert b"".join(pieces) == head + body
+    await ended(transfer)
+    assert engine.requests[0].body == body
+
+
 # Keeping connections
 
 

@@ -101,7 +101,13 @@ class Stage:
     """A relay between a fake caller and flights that the test flies itself."""
 
     def __init__(
-        self, clock: Clock, translator: Translator, *, stream: bool, speech: Any = OPENAI
+        self,
+        clock: Clock,
+        translator: Translator,
+        *,
+        stream: bool,
+        speech: Any = OPENAI,
+        times: Timeouts = TIMES,
     ) -> None:
         self.clock = clock
         self.caller = FakeCaller()
@@ -112,7 +118,7 @@ class Stage:
         self.relay = Relay(
             self.reply,
             translator,
-            route(timeouts=TIMES, event_limit=1000, headers=b"x-fairgate-model: tiny\r\n"),
+            route(timeouts=times, event_limit=1000, headers=b"x-fairgate-model: tiny\r\n"),
             stream,
             clock.now + DEADLINE,
             self._leave,

@@ -48,7 +48,10 @@ async def gone() -> AsyncIterator[Engine]:
     engine = Engine()
     engine.start()
     await engine.stop()
-    yield engine
+    with socket.socket() as kept:  # or the next engine could be given it
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", engine.port))
+        yield engine
 
 
 def posts(*engines: Engine) -> list[int]:

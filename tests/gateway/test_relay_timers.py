@@ -2,11 +2,12 @@
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from backends.errors import ConnectionBroken, FirstEventTimeout, UpstreamTimeout
 from gateway.endpoints.base import ANTHROPIC, OPENAI
 from gateway.relay import ClientStalled
-from tests.fakes.flight import DEADLINE, DONE, EVENTS, JSON, Clock, Stage, clock_of, words
+from tests.fakes.flight import DEADLINE, DONE, EVENTS, JSON, TIMES, Clock, Stage, clock_of, words
 from tests.gateway.wire import chat, messages, parse, recorded
 
 BEAT = OPENAI.heartbeat
@@ -226,11 +227,19 @@ def test_heartbeats_go_on_at_once_after_a_pause(stream: Stage, clock: Clock) -> 
     assert stream.sent.count(BEAT) == 1
 
 
-def test_a_pause_before_the_first_attempt_counts(stream: Stage, clock: Clock) -> None:
-    stream.relay.pause()
-    stream.fly()
-    clock.wait(21)
-    assert isinstance(stream.failed(), ClientStalled)
+@pytest.mark.parametrize("client_write", [20.0, 4.0])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_pause_before_the_first_attempt_counts(
+    clock: Clock, client_write: float, streamed: bool
+) -> None:
+    times = replace(TIMES, client_write=client_write)
+    stage = Stage(clock, chat(stream=streamed), stream=streamed, times=times)
+    stage.relay.pause()
+    stage.fly(EVENTS if streamed else JSON)
+    clock.wait(client_write - 1)
+    assert stage.failed() is None
+    clock.wait(2)
+    assert isinstance(stage.failed(), ClientStalled)
 
 
 def test_a_resume_before_the_first_attempt_changes_nothing(stream: Stage) -> None:

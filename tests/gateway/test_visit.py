@@ -246,7 +246,11 @@ async def test_a_body_that_is_all_here_is_taken_once_and_one_under_way_is_not() 
     assert made.take_body() == b"half and half"
     assert (made.held, flow.resumed) == (0, 1)
     assert made.take_body() == b""
+    waiting = asyncio.ensure_future(made.receive())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "there is nothing new"
     made.leave()
+    assert await waiting == {"type": "http.disconnect"}
     assert made.take_body() is None
 
 
