@@ -133,7 +133,7 @@ class Replica:
 
     def share(self, now: float) -> float:
         """Its weight now: less while it starts slowly."""
-        return self.weight * self.health.share(now) if self.health.ramping else self.weight
+        return self.weight * self.health.share(now)
 
     def fresh(self, now: float) -> Load | None:
         """The engine's own figures, where they are not too old."""
@@ -145,7 +145,7 @@ class Replica:
 
     def choosable(self, now: float) -> bool:
         """Whether it may be chosen like any other, or for the one request of its probation."""
-        if self.drained or (self.concurrency is not None and self.full):
+        if self.drained or self.full:
             return False
         if self.health.sound:
             return True

@@ -43,20 +43,16 @@ class Standing(Enum):
 class Health:
     """Mutable state: failures in a row of connections and of requests; `_ejections` in a row,
     `_until` when the last one ends (0: not ejected) and `_why`; `_since`, when it returned; `down`,
-    why probes say that nothing can be served there now, empty where they do not; `sound`, whether
-    nothing at all speaks against it, and `ramping`, whether it may have less than all of its share:
-    the usual case is known without a clock.
+    why probes say that nothing can be served there now, empty where they do not.
     """
 
     __slots__ = (
         *("_connects", "_ejections", "_errors", "_random", "_since", "_until", "_why"),
-        *("down", "ramping", "sound"),
+        "down",
     )
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
         self.down = ""
-        self.sound = True
-        self.ramping = False
         self._connects = 0
         self._errors = 0
         self._ejections = 0
@@ -72,13 +68,15 @@ class Health:
             return Standing.PROBATION
         return Standing.SLOW_START if now < self._since + _RAMP else Standing.UP
 
+    @property
+    def sound(self) -> bool:
+        """Whether nothing at all speaks against it: the usual case, known without a clock."""
+        return not (self._until or self.down)
+
     def share(self, now: float) -> float:
         """How much of its weight it is to have, above 0 and at most 1."""
         grown = (now - self._since) / _RAMP
-        if grown < 1:
-            return max(_LEAST_SHARE, grown)
-        self.ramping = False
-        return 1.0
+        return 1.0 if grown >= 1 else max(_LEAST_SHARE, grown)
 
     def ends(self) -> float:
         """When its ejection ends, for choosing the least bad; a replica that is down comes last."""
@@ -104,7 +102,6 @@ class Health:
         if self._until:
             self._until = 0.0
             self._since = now
-            self.sound = self.ramping = True
             return True
         if self._ejections and now >= self._since + _LONGEST:
             self._ejections = 0  # it has been well for as long as an ejection lasts
@@ -153,7 +150,6 @@ class Health:
     def _eject(self, now: float, why: str) -> None:
         seconds = min(_LONGEST, _FIRST * 2 ** min(self._ejections, _DOUBLED))
         self._until = now + seconds * (1 + _JITTER * self._random())
-        self.sound = False
         self._ejections += 1
         self._why = why
         self._connects = self._errors = 0

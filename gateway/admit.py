@@ -33,7 +33,7 @@ from gateway.limits.base import (
 )
 from gateway.limits.rulebook import Rulebook
 from gateway.route import Route
-from gateway.terms import Principal, Size, Standing, Standings, Usage
+from gateway.terms import UNLIMITED, Principal, Size, Standing, Standings, Usage
 
 #: The longest wait a refusal tells, in seconds; after a longer one it says not to retry.
 _LONGEST_WAIT = 60
@@ -42,7 +42,6 @@ _JITTER = 0.2
 _SPENT = ("day", "month")
 DEGRADED = b"x-fairgate-limits: degraded\r\n"
 _SLOTS = Form.SLOTS
-_UNLIMITED: Standings = (None, None)
 
 
 class Plan:
@@ -86,7 +85,7 @@ class Permit(Struct, eq=False):
 
     def standings(self) -> Standings:
         """How the caller stands with its limits, for the answer."""
-        return _UNLIMITED if self.decision is None else self._plan.standings(self.decision)
+        return UNLIMITED if self.decision is None else self._plan.standings(self.decision)
 
     def settle(self, usage: Usage, events: int) -> Usage:
         """Charge what was used, by the engine's word or by the `events` relayed; what that is.

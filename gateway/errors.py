@@ -43,7 +43,7 @@ from backends.errors import (
     StreamFailed,
     UpstreamTimeout,
 )
-from gateway.terms import Standings
+from gateway.terms import UNLIMITED, Standings
 
 
 class GatewayError(Exception):
@@ -65,7 +65,7 @@ class GatewayError(Exception):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     #: The rule that refused, by its label, and how the caller stands with its limits.
     limited_by: str = ""
-    standings: Standings = (None, None)
+    standings: Standings = UNLIMITED
 
 
 class InvalidRequest(GatewayError):

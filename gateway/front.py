@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -39,20 +39,16 @@ from gateway.wire.head import wrong_in
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-def _nobody(field: tuple[bytes, bytes]) -> None:
-    """Takes a field that is of no use."""
-
-
 class Front(HttpToolsProtocol):
     """One connection.
 
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), or its first byte is
-    still to come (`_between`); how much of it is here (`_head_bytes`), who is to `_collect` its
-    fields, and its `_deadline`; `_fault`, why the request being read is refused; `_declining`,
-    whether the parser is told a head again; `_reading`, the visit whose request is read, or was
-    last; `_active`, the one being answered; `_waiting`, those whose turn comes, and how much was
-    sent ahead of theirs (`_waiting_bytes`); `_closing`, how many bytes an ending connection may
-    still send, None while it lives; and `_idle`, the alarm that is set between requests.
+    still to come (`_between`); how much of it is here (`_head_bytes`) and its `_deadline`;
+    `_fault`, why the request being read is refused; `_declining`, whether the parser is told a
+    head again; `_reading`, the visit whose request is read, or was last; `_active`, the one being
+    answered; `_waiting`, those whose turn comes, and how much was sent ahead of theirs
+    (`_waiting_bytes`); `_closing`, how many bytes an ending connection may still send, None while
+    it lives; and `_idle`, the alarm that is set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -65,7 +61,6 @@ class Front(HttpToolsProtocol):
         self._fault: GatewayError | None = None
         self._in_head = True
         self._between = True
-        self._collect: Callable[[tuple[bytes, bytes]], None] = _nobody
         self._declining = False
         self._reading: Visit | None = None
         self._active: Visit | None = None
@@ -180,14 +175,14 @@ class Front(HttpToolsProtocol):
         if not self._declining:
             self.url = b""
             self.headers = []
-            self._collect = self.headers.append
 
     def on_url(self, url: bytes) -> None:
         if not self._declining:
             self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._collect((name.lower(), value))
+        if self._in_head:  # trailers are for nobody here, and there is no end to them
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._declining or self._closing is not None:
@@ -195,7 +190,6 @@ class Front(HttpToolsProtocol):
         if self._deadline is not None:
             self._stop_deadline()
         self._in_head = False
-        self._collect = _nobody  # trailers: there is no end to them
         door, size, self._head_bytes = self.door, self._head_bytes, 0
         if len(self.headers) > door.header_fields or size > door.header_bytes:
             self._fault = self._fault or self._too_large()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.terms import Standings
+from gateway.terms import UNLIMITED, Standings
 
 #: Header fields in the form they travel in, each with its line end: made once, sent often.
 Lines = bytes
@@ -91,10 +91,6 @@ _STREAM_HEADERS = (
 _JSON_HEADERS = b"content-type: application/json\r\ncache-control: no-store\r\n"
 
 
-def _unknown() -> Standings:
-    return None, None
-
-
 class Reply:
     """Mutable state: `state`, `status`, whether it is a `stream`, and `bytes_out`."""
 
@@ -123,12 +119,13 @@ class Reply:
         #: For every answer to this caller, whatever it says.
         self.more_headers: Lines = b""
         #: How the caller stands with its limits; asked for when there is time for it.
-        self.standings: Callable[[], Standings] = _unknown
+        self.standings: Callable[[], Standings] | None = None
 
     def prepare(self) -> None:
         """Write down what any answer's head will say: the engine's work is a good time for it."""
         ids = f"x-request-id: {self._request_id}\r\nrequest-id: {self._request_id}\r\n".encode()
-        self._known = ids + self.more_headers + self._speech.limit_lines(self.standings())
+        standings = self.standings() if self.standings is not None else UNLIMITED
+        self._known = ids + self.more_headers + self._speech.limit_lines(standings)
 
     def start_stream(self, extra: Lines = b"") -> None:
         """Commit to a 200 and a stream; what fails from here on is told inside it."""

@@ -112,6 +112,7 @@ class Standing(Struct, frozen=True):
 
 #: Of the limit on requests and of that on tokens that leaves least; None where there is none.
 Standings = tuple[Standing | None, Standing | None]
+UNLIMITED: Standings = (None, None)
 
 
 class Record(Struct, kw_only=True, gc=False):

@@ -97,19 +97,19 @@ class Visit:
         """A piece of the body came."""
         self._pieces.append(piece)
         self.held += len(piece)
-        self.tell()
+        self._tell()
 
     def whole(self) -> None:
         """All of the body came."""
         self.more_body = False
-        self.tell()
+        self._tell()
 
     def leave(self) -> None:
         """Nobody is there to be answered any more."""
         self.disconnected = True
-        self.tell()
+        self._tell()
 
-    def tell(self) -> None:
+    def _tell(self) -> None:
         """There is something for `receive`."""
         self._news = True
         if self._waiting is not None and not self._waiting.done():
@@ -180,7 +180,7 @@ class Visit:
         self.watcher = None
         self._send(last, b"0\r\n\r\n" if self._chunked else b"")
         self.response_complete = True
-        self.tell()
+        self._tell()
         if not self.keep_alive:
             self.front.close_after(self.more_body)
         self.front.on_response_complete()

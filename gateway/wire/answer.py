@@ -176,8 +176,8 @@ class Translator:
         found = MODEL.search(events)
         if found is None:
             return events
-        self._name_sent = sent = found.group()
-        return events.replace(sent, self._named)
+        self._name_sent = found.group()
+        return MODEL.sub(lambda _: self._named, events)
 
 
 @lru_cache(_FEW)

@@ -76,10 +76,7 @@ def none_in(value: Raw, most: int) -> bool:
         return False
     if len(messages) > most:
         return False
-    for message in messages:  # noqa: SIM110  a generator costs as much as what it would look at
-        if possible_in(message.content):
-            return False
-    return True
+    return all(not possible_in(message.content) for message in messages)
 
 
 def early_in(messages: Raw) -> bool:
