@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.reply import Caller
 from gateway.terms import Head
@@ -12,13 +12,27 @@ from gateway.visit import Visit
 Scope = MutableMapping[str, Any]
 
 
-def scope_of(visit: Visit, connection: dict[str, Any]) -> Scope:
-    """The scope of a visit; `connection` has what is the same for all of its connection's."""
+class Connection(Protocol):
+    """What uvicorn knows of one, in ASGI's terms."""
+
+    asgi_version: Any
+    server: Any
+    client: tuple[str, int] | None
+    scheme: Any
+    root_path: str
+
+
+def scope_of(visit: Visit, connection: Connection) -> Scope:
+    """The scope of a visit on a connection."""
     head = visit.head
     path, _, query = visit.target.partition(b"?")
     return {
-        **connection,
         "type": "http",
+        "asgi": {"version": connection.asgi_version, "spec_version": "2.3"},
+        "server": connection.server,
+        "client": connection.client,
+        "scheme": connection.scheme,
+        "root_path": connection.root_path,
         "http_version": visit.version,
         "method": head.method,
         "path": head.path,

@@ -1,10 +1,16 @@
-"""What all connections of a listener share: the bounds, and who answers."""
+"""What all connections of a listener share: the bounds, who answers, and how they refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway import passing
+from gateway.endpoints.base import speech
+from gateway.errors import GatewayError, HeadersTooLarge
 from gateway.reply import Lines
 from gateway.visit import Visit, lines_of
 
@@ -37,6 +43,29 @@ class Door:
     direct: Direct = nobody
     _fields: list[tuple[bytes, bytes]] = field(default_factory=list, repr=False)
     _lines: Lines = field(default=b"", repr=False)
+
+    def too_large(
+        self, target: bytes, listed: Sequence[tuple[bytes, bytes]]
+    ) -> HeadersTooLarge | None:
+        """What is wrong with the size of a head."""
+        if len(listed) > self.header_fields:
+            return HeadersTooLarge("The request has too many header fields.")
+        if len(target) + sum(len(name) + len(value) for name, value in listed) > self.header_bytes:
+            return HeadersTooLarge("The request head is too large.")
+        return None
+
+    def refusal(self, exc: GatewayError, target: bytes, usual: Lines) -> bytes:
+        """A whole answer to what is no request, in the dialect of its target as far as it came."""
+        said = speech(target.decode("latin-1"))
+        request_id = passing.request_id()
+        body = orjson.dumps(said.error_object(exc, request_id))
+        identity = request_id.encode()
+        lines = [STATUS_LINE[said.status(exc)], usual, lines_of(exc.headers)]
+        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))
+        lines.append(b"connection: close\r\n\r\n")
+        lines.append(body)
+        return b"".join(lines)
 
     def lines(self, fields: list[tuple[bytes, bytes]]) -> Lines:
         """Those of uvicorn's fields for every answer, a list that it makes anew each second."""

@@ -14,16 +14,13 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar, cast
 
 import httptools
-import orjson
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backends.connection import tune
-from gateway import passing
 from gateway.alarms import Alarm
 from gateway.asgi import scope_of
 from gateway.door import Door
-from gateway.endpoints.base import speech
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
@@ -31,6 +28,7 @@ from gateway.errors import (
     Overloaded,
     RequestTimeout,
 )
+from gateway.repeat import Repeat, remembered
 from gateway.reply import Lines
 from gateway.terms import Head, fields_of
 from gateway.visit import Visit, lines_of
@@ -45,10 +43,11 @@ class Front(HttpToolsProtocol):
     Mutable state, beyond uvicorn's: whether a head is being read (`_in_head`), or its first byte is
     still to come (`_between`); how much of it is here (`_head_bytes`) and its `_deadline`;
     `_fault`, why the request being read is refused; `_declining`, whether the parser is told a
-    head again; `_reading`, the visit whose request is read, or was last; `_active`, the one being
-    answered; `_waiting`, those whose turn comes, and how much was sent ahead of theirs
-    (`_waiting_bytes`); `_closing`, how many bytes an ending connection may still send, None while
-    it lives; and `_idle`, the alarm that is set between requests.
+    head again; `_repeat`, a head that may come again, and how much of the body behind such a one is
+    still to come (`_left`), which the parser hears nothing of; `_reading`, the visit whose request
+    is read, or was last; `_active`, the one being answered; `_waiting`, those whose turn comes, and
+    how much was sent ahead of theirs (`_waiting_bytes`); `_closing`, how many bytes an ending
+    connection may still send, None while it lives; and `_idle`, the alarm set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -62,6 +61,8 @@ class Front(HttpToolsProtocol):
         self._in_head = True
         self._between = True
         self._declining = False
+        self._repeat: Repeat | None = None
+        self._left = 0
         self._reading: Visit | None = None
         self._active: Visit | None = None
         self._waiting: deque[Visit] = deque()
@@ -106,9 +107,46 @@ class Front(HttpToolsProtocol):
             return  # empty lines before a request are none (RFC 9112 §2.2)
         if not self.flow.write_paused:
             self._idle.stop()
-        self._feed(data)
+        if self._left:
+            data = self._take(data)
+        elif self._between:
+            data = self._begin(data)
+        if data:
+            self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
+
+    def _begin(self, data: bytes) -> bytes:
+        """A request. What of `data` is left when it has been read."""
+        repeat = self._repeat
+        if repeat is None:
+            before = self._reading
+            self._feed(data)
+            visit = self._reading
+            if visit is not None and visit is not before and not self._waiting:
+                self._repeat = remembered(data, visit)
+            return b""
+        found = repeat.found(data) if self._is_free() else None
+        if found is None:
+            return data
+        digits, at = found
+        self._stop_deadline()
+        self._between = self._in_head = False
+        self._left = int(digits)
+        self.url = repeat.target
+        self._reading = self._active = visit = repeat.visit(self, digits)
+        visit.start()
+        return self._take(data[at:])
+
+    def _take(self, data: bytes) -> bytes:
+        """A piece of a body. What of `data` is not of it."""
+        piece = data[: self._left]
+        self._left -= len(piece)
+        if piece:
+            self.on_body(piece)
+        if not self._left:
+            self._whole()
+        return data[len(piece) :]
 
     def _feed(self, data: bytes) -> None:
         if self._in_head:
@@ -123,7 +161,7 @@ class Front(HttpToolsProtocol):
         if self._head_bytes > self.door.header_bytes:
             self._fault = self._fault or HeadersTooLarge("The request head is too large.")
         if self._fault is not None:
-            self._refuse_in_turn()
+            self._refuse_in_turn(self._fault)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read on as if nothing had been offered (RFC 9110 §7.8).
@@ -192,7 +230,8 @@ class Front(HttpToolsProtocol):
         self._in_head = False
         door, size, self._head_bytes = self.door, self._head_bytes, 0
         if len(self.headers) > door.header_fields or size > door.header_bytes:
-            self._fault = self._fault or self._too_large()
+            # One read may have held a part of the body, too.
+            self._fault = self._fault or door.too_large(self.url, self.headers)
         if self._fault is not None:
             return
         method, version = self.parser.get_method(), self.parser.get_http_version()
@@ -221,15 +260,6 @@ class Front(HttpToolsProtocol):
         else:
             self._forget_waiting()
 
-    def _too_large(self) -> GatewayError | None:
-        """What is wrong with the head's size. One read may hold a part of the body, too."""
-        if len(self.headers) > self.door.header_fields:
-            return HeadersTooLarge("The request has too many header fields.")
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self.door.header_bytes:
-            return HeadersTooLarge("The request head is too large.")
-        return None
-
     def on_body(self, body: bytes) -> None:
         visit = self._reading
         if self._fault is not None or self._closing is not None or visit is None:
@@ -241,8 +271,11 @@ class Front(HttpToolsProtocol):
             self.flow.pause_reading()  # until it is asked for, which is soon
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
-            return  # of its head only: see `_decline_upgrade`
+        if not self.parser.should_upgrade():  # else of its head only: see `_decline_upgrade`
+            self._whole()
+
+    def _whole(self) -> None:
+        """All of a request is here."""
         self._in_head = self._between = True
         visit = self._reading
         if self._fault is not None or self._closing is not None or visit is None:
@@ -263,15 +296,8 @@ class Front(HttpToolsProtocol):
         direct = self.door.direct(visit)
         if direct is not None:
             return direct
-        connection = {
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": self.root_path,
-        }
         application: Any = self.app
-        answered = application(scope_of(visit, connection), visit.receive, visit.send)
+        answered = application(scope_of(visit, self), visit.receive, visit.send)
         return cast(Awaitable[None], answered)
 
     def on_response_complete(self) -> None:
@@ -307,8 +333,7 @@ class Front(HttpToolsProtocol):
     # Deadlines and refusals
 
     def _expect_head(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(self.door.header_timeout, self._head_is_late)
+        self._deadline = self.loop.call_later(self.door.header_timeout, self._head_is_late)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
@@ -344,34 +369,21 @@ class Front(HttpToolsProtocol):
                 self._idle.set(self.loop.time() + self.door.drain_for, self._idle_too_long)
         self._closing = 1 << 62  # read on, and forget it
 
-    def _refuse_in_turn(self) -> None:
+    def _refuse_in_turn(self, fault: GatewayError) -> None:
         """Refuse the request being read, after the answers that are due before it."""
         if self._active is None or (self._active.response_complete and not self._waiting):
-            assert self._fault is not None
-            self.refuse(self._fault)
+            self.refuse(fault)
         elif self._active is self._reading and not self._waiting and self._active.more_body:
             # The body under way is broken: its own request is the one at fault.
             self._active.leave()
-            assert self._fault is not None
-            self.refuse(self._fault)
+            self.refuse(fault)
 
     def refuse(self, exc: GatewayError) -> None:
         """Answer without a request to answer to, and close."""
         self._stop_deadline()
         if self._is_ending():
             return
-        said = speech(self.url.decode("latin-1"))
-        request_id = passing.request_id()
-        body = orjson.dumps(said.error_object(exc, request_id))
-        identity = request_id.encode()
-        lines = [STATUS_LINE[said.status(exc)]]
-        lines.append(self.usual)
-        lines.append(lines_of(exc.headers))
-        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
-        lines.append(b"x-request-id: %b\r\nrequest-id: %b\r\n" % (identity, identity))
-        lines.append(b"connection: close\r\n\r\n")
-        lines.append(body)
-        self.transport.write(b"".join(lines))
+        self.transport.write(self.door.refusal(exc, self.url, self.usual))
         self.close_after(True)
 
     def close_after(self, unread: bool) -> None:

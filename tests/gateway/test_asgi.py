@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.asgi import scope_of, taken
 from gateway.terms import Head
 from gateway.visit import Visit
 from tests.gateway.test_visit import Front
+
+CONNECTION = SimpleNamespace(
+    asgi_version="3.0", server=None, client=("127.0.0.1", 9), scheme="https", root_path=""
+)
 
 
 def visit(target: bytes) -> Visit:
@@ -20,7 +25,7 @@ def visit(target: bytes) -> Visit:
 
 async def test_the_scope_says_what_was_sent() -> None:
     made = visit(b"/v1/models/a%2Fb?limit=1&after=x")
-    scope = scope_of(made, {"scheme": "https", "client": ("127.0.0.1", 9)})
+    scope = scope_of(made, CONNECTION)
     assert scope["type"] == "http"
     assert (scope["method"], scope["http_version"]) == ("GET", "1.0")
     assert scope["path"] == "/v1/models/a%2Fb", "as it was sent"
@@ -28,11 +33,12 @@ async def test_the_scope_says_what_was_sent() -> None:
     assert scope["query_string"] == b"limit=1&after=x"
     assert scope["headers"] == [(b"accept", b"a"), (b"accept", b"b")]
     assert (scope["scheme"], scope["client"]) == ("https", ("127.0.0.1", 9))
+    assert scope["asgi"]["version"] == "3.0"
 
 
 async def test_the_caller_is_taken_once_and_the_scope_keeps_nothing_of_it() -> None:
     made = visit(b"/healthz")
-    scope = scope_of(made, {})
+    scope = scope_of(made, CONNECTION)
     head, caller = taken(scope)
     assert head is made.head
     assert caller is cast(Any, made)

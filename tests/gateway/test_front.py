@@ -107,6 +107,11 @@ async def test_a_body_that_does_not_come_is_a_408() -> None:
                 await client.send(sent)
                 assert await refusal(client) == (408, "request_timeout")
         assert not [seen for seen in engine.requests if seen.method == "POST"]
+        async with await Client.open(gateway.port) as client:
+            await client.send(GOOD)
+            await served(client)
+            await client.send(GOOD[:-1])  # the same head was read before
+            assert await refusal(client) == (408, "request_timeout")
 
 
 async def test_slow_callers_do_not_hold_up_the_others() -> None:

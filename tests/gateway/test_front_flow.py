@@ -16,13 +16,18 @@ LARGE = b'{"id":"x","model":"tiny","choices":[],"text":"%b"}' % (b"w" * 600_000)
 
 @pytest.mark.parametrize("size", [1_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("first", [0, 10, None])
+@pytest.mark.parametrize("again", [False, True])
 async def test_a_caller_who_leaves_is_noticed_whatever_it_sent(
-    size: int, first: int | None
+    size: int, first: int | None, again: bool
 ) -> None:
     body = json.dumps({**json.loads(BODY), "user": "u" * size}).encode()
     async with door() as (gateway, engine):
-        engine.script = [Hang()]
         async with await Client.open(gateway.port) as client:
+            if again:  # the same head was read before
+                await client.send(GOOD)
+                await served(client)
+            engine.requests.clear()
+            engine.script = [Hang()]
             await client.send(head("POST", CHAT, HEADERS, body))
             if first is not None:  # the rest comes later
                 await client.send(body[:first])
@@ -30,7 +35,7 @@ async def test_a_caller_who_leaves_is_noticed_whatever_it_sent(
             await client.send(body[first or 0 :])
             await engine.until(lambda: any(seen.method == "POST" for seen in engine.requests))
         await until(lambda: not gateway.live, 2)
-        await until(lambda: bool(gateway.lines()))
+        await until(lambda: len(gateway.lines()) == 1 + again)
         assert gateway.lines()[-1]["status"] == 499
 
 

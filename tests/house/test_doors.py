@@ -23,7 +23,7 @@ DOORS = {
     "sse_starlette": {"gateway/admin.py"},
     "ssl": {"gateway/fleet.py", "gateway/port.py", "backends/base.py"},
     "starlette": {"gateway/admin.py", "gateway/app.py"},
-    "uvicorn": {"gateway/front.py", "gateway/visit.py", "gateway/listeners.py"},
+    "uvicorn": {f"gateway/{name}.py" for name in ("door", "front", "listeners", "visit")},
     "uvloop": {f"gateway/{name}.py" for name in ("employed", "supervisor", "up", "worker")},
     "yaml": {"gateway/document.py"},
 }

@@ -19,10 +19,17 @@ from tests.speed import path
 from tests.speed.path import MESSAGES, Path, request
 
 _WARM = 1.5
-#: What is counted: its name, the request, the answer in the engine's writes, and how often.
+#: What is counted: its name, the request, the answer in the engine's writes, and how often. The
+#: first one's head comes again with the others of its path but for the one that says so.
 KINDS = (
     ("plain", request(1_000, stream=False), path.plain_answer(), 40),
     ("plain of 8 KB", request(8_000, stream=False), path.plain_answer(), 40),
+    (
+        "plain, another head",
+        request(1_000, stream=False, accept="text/html"),
+        path.plain_answer(),
+        40,
+    ),
     ("stream", request(1_000, stream=True), path.streamed_answer(100), 4),
     ("longer stream", request(1_000, stream=True), path.streamed_answer(400), 2),
     ("messages", request(1_000, stream=True, path=MESSAGES), path.message_answer(100), 4),

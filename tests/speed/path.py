@@ -85,7 +85,7 @@ class Wire(asyncio.Transport):
         raise AssertionError("nobody reads slowly here")
 
 
-def request(size: int, *, stream: bool, path: str = CHAT) -> bytes:
+def request(size: int, *, stream: bool, path: str = CHAT, accept: str = "*/*") -> bytes:
     """A whole HTTP request as the OpenAI SDK sends it, its prompt `size` bytes long."""
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x" * size}]
     asked = {"model": "bench", "messages": said, "max_tokens": 100, "temperature": 0.5}
@@ -95,7 +95,7 @@ def request(size: int, *, stream: bool, path: str = CHAT) -> bytes:
         "host: 127.0.0.1:8080",
         f"authorization: Bearer {KEY}",
         "content-type: application/json",
-        "accept: application/json",
+        f"accept: {accept}",
         "user-agent: OpenAI/Python 2.0.0",
         "x-stainless-lang: python",
         "x-stainless-retry-count: 0",

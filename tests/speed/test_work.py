@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 #: compiles other code: a second line of numbers is to be counted for it.
 COUNTED_WITH = (3, 11)
 ALLOWED = {
-    "plain": 219,
-    "plain of 8 KB": 245,
-    "stream": 1695,
+    "plain": 207,
+    "plain of 8 KB": 234,
+    "plain, another head": 224,
+    "stream": 1686,
     "an event": 13.7,
     "an event of messages": 13.4,
 }
@@ -71,9 +72,10 @@ def test_the_work_of_a_request_and_of_an_event_does_not_grow(counted: dict[str, 
     if sys.version_info[:2] != COUNTED_WITH:
         pytest.skip(f"the numbers are those of Python {COUNTED_WITH}")
     assert counted.keys() >= {name for name, *_ in KINDS}
-    work = {name: counted[name] for name in ("plain", "plain of 8 KB", "stream")}
+    work = {name: turns for name, turns in counted.items() if name in ALLOWED}
     work["an event"] = (counted["longer stream"] - counted["stream"]) / 300
     work["an event of messages"] = (counted["longer messages"] - counted["messages"]) / 300
+    assert work.keys() == ALLOWED.keys()
     print({name: round(turns, 1) for name, turns in work.items()})
     grown = {n: f"{t:.1f} of {ALLOWED[n]}" for n, t in work.items() if t > ALLOWED[n] * ROOM}
     assert not grown, "if it is worth that, say why where the number is raised"
