@@ -130,8 +130,7 @@ class Front(HttpToolsProtocol):
         if found is None:
             return data
         digits, at = found
-        self._stop_deadline()
-        self._between = self._in_head = False
+        self._between = False
         self._left = int(digits)
         self.url = repeat.target
         self._reading = self._active = visit = repeat.visit(self, digits)
@@ -139,14 +138,14 @@ class Front(HttpToolsProtocol):
         return self._take(data[at:])
 
     def _take(self, data: bytes) -> bytes:
-        """A piece of a body. What of `data` is not of it."""
+        """A piece of a body. What of `data` is not of it, without empty lines (see above)."""
         piece = data[: self._left]
         self._left -= len(piece)
         if piece:
             self.on_body(piece)
         if not self._left:
             self._whole()
-        return data[len(piece) :]
+        return data[len(piece) :].lstrip(b"\r\n")
 
     def _feed(self, data: bytes) -> None:
         if self._in_head:

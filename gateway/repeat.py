@@ -66,7 +66,7 @@ def remembered(data: bytes, visit: Visit) -> Repeat | None:
     usual kind: a body of a told length, and other requests to follow.
     """
     fields, listed = visit.head.fields, visit.listed
-    if visit.version != "1.1" or not visit.keep_alive or not _OTHERWISE.isdisjoint(fields):
+    if not visit.keep_alive or not _OTHERWISE.isdisjoint(fields):
         return None
     end = data.find(b"\r\n\r\n", 0, _LONGEST) + 4
     head = data[:end]

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from gateway import front, passing
 from gateway.door import Door
+from gateway.errors import InvalidRequest
 from gateway.front import Front
 from gateway.repeat import Repeat, remembered
 from gateway.visit import Visit
@@ -130,7 +131,6 @@ OTHERS = (
     asked(b"2\r\n{}\r\n0\r\n\r\n", length=b"Transfer-Encoding: chunked"),
     asked(b"{}").replace(b"1.1", b"1.0", 1),
     b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n",
-    b"\r\n",
 )
 WRONG = (
     asked(b"{}", length=b"Content-Length: 2\r\nContent-Length: 2"),
@@ -163,16 +163,48 @@ async def test_the_parser_is_not_asked_again(body: bytes) -> None:
     assert (b"content-length", b"%d" % len(body)) in listed
 
 
+async def test_of_two_heads_in_one_read_none_is_taken_for_the_other() -> None:
+    ann = asked(b"{}", before=b"Authorization: Bearer ann\r\n")
+    bob = asked(b"{}", before=b"Authorization: Bearer bob\r\n")
+    caller = Caller()
+    seen, *_ = await caller.sends((ann + bob, 9), (ann, 9), (bob, 9))
+    said = [visit[2][b"authorization"] for visit in seen]
+    assert said == [b"Bearer ann", b"Bearer bob", b"Bearer ann", b"Bearer bob"]
+
+
+async def test_a_piece_of_a_body_may_be_an_empty_line() -> None:
+    caller = Caller()
+    again = asked(b"{\r\n}")
+    seen, *_ = await caller.sends((asked(b"{}"), 4), (again[:-3], 4), (b"\r\n", 4), (b"}", 9))
+    assert seen[-1][-1] == b"{\r\n}"
+
+
+async def test_a_fault_is_told_in_the_dialect_of_the_request_that_came_again() -> None:
+    caller = Caller()
+    messages = asked(b"{}").replace(b"chat/completions", b"messages")
+    for piece in (messages, asked(b"{}"), messages):
+        caller.front.data_received(piece)
+        for _ in range(9):
+            await asyncio.sleep(0)
+    caller.front.refuse(InvalidRequest("No."))
+    assert b'{"type":"error"' in caller.wire.written
+
+
+async def test_an_empty_line_behind_its_body_is_no_head_that_is_late() -> None:
+    caller = Caller()
+    *_, clocks = await caller.sends((asked(b"{}"), 4), (asked(b"{}") + b"\r\n", 4))
+    assert clocks == (False, True), "no deadline, and idle"
+
+
 @st.composite
 def sent(draw: st.DrawFn) -> list[Piece]:
     """Requests on one connection, whole or cut, one or several in a piece, fast or slowly."""
-    usual = st.sampled_from(USUAL)
     pieces: list[Piece] = []
     held = b""
     for at in range(draw(st.integers(2, 6))):
-        sort = draw(st.sampled_from("uuuuow")) if at else "u"
-        kind = {"u": usual, "o": st.sampled_from(OTHERS), "w": st.sampled_from(WRONG)}[sort]
-        held += draw(kind)
+        sort = draw(st.sampled_from("uuuuelow" if at else "uuo"))
+        kinds = {"e": (b"\r\n",), "l": (b"\n", b"\r\n\r\n"), "o": OTHERS, "w": WRONG}
+        held += draw(st.sampled_from(kinds.get(sort, USUAL)))
         if draw(st.booleans()):  # a cut anywhere, most often near an end
             place = draw(st.integers(0, len(held)))
             pieces.append((held[:place], draw(st.integers(0, 6))))
@@ -183,7 +215,7 @@ def sent(draw: st.DrawFn) -> list[Piece]:
     return [each for each in (*pieces, (held, 6)) if each[0]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(sent())
 def test_it_is_read_as_the_parser_would_read_it(pieces: list[Piece]) -> None:
     async def both() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -196,9 +228,9 @@ def test_it_is_read_as_the_parser_would_read_it(pieces: list[Piece]) -> None:
     assert known == parsed
 
 
-async def kept(request: bytes) -> Repeat | None:
+async def kept(*requests: bytes) -> Repeat | None:
     caller = Caller()
-    await caller.sends((request, 1))
+    await caller.sends(*((request, 9) for request in requests))
     found: Repeat | None = caller.front._repeat
     return found
 
@@ -206,6 +238,11 @@ async def kept(request: bytes) -> Repeat | None:
 @pytest.mark.parametrize("request_", [*OTHERS[4:], *WRONG])
 async def test_no_other_head_is_kept(request_: bytes) -> None:
     assert await kept(request_) is None
+
+
+async def test_a_refused_head_is_not_kept_in_place_of_the_one_before_it() -> None:
+    kept_not = asked(b"{}", after=b"x: %b\r\n" % (b"y" * 2048))
+    assert await kept(kept_not, asked(b"{}", after=b"Host: i\r\n")) is None
 
 
 async def test_a_long_head_is_not_kept() -> None:
