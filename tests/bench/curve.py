@@ -17,9 +17,9 @@ Points = dict[float, dict[str, dict[int, Figures]]]
 
 def taken(driver: Driver, peers: list[Running], rounds: int) -> tuple[float, Points]:
     """The gateway's maximum of short streams a second, and every load with every peer, in turn."""
-    measure = next(each for each in MEASURES if each.rate == "streams")
+    measure = next(each for each in MEASURES if each.rate == "short streams")
     gateway = next(one for one in peers if one.peer.name == "fairgate")
-    most = driver.maximum(gateway, MAXIMA["streams"])
+    most = driver.maximum(gateway, MAXIMA["short streams"])
     points: Points = {}
     for number in range(rounds):
         for load in LOADS:

@@ -74,9 +74,12 @@ class Driver:
         return True
 
     def calibrate(self, one: running.Running, told: float | None) -> None:
-        """Half of what a core of the gateway takes: the rates of the open loops."""
+        """Half of what a core of the gateway takes: the rates of the open loops. One that is `told`
+        is not that of paced streams, which stay open for long.
+        """
         for name, measure in MAXIMA.items():
-            self.rates[name] = told or 0.5 * self.maximum(one, measure)
+            given = None if measure.pace else told
+            self.rates[name] = given or 0.5 * self.maximum(one, measure)
 
     def maximum(self, one: running.Running, measure: Measure) -> float:
         """How many a second one core would take, by the CPU that each took.

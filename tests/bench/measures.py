@@ -44,7 +44,7 @@ class Measure:
     def columns(self) -> Sequence[tuple[str, str]]:
         """The figures worth a line: a field of the result and how it is called."""
         cpu = ("cpu_us", f"CPU us per {self.per[:-1]}")
-        if self.name == "first event":
+        if self.name in FIRST_EVENTS:
             ends = ("p50", "p99")
             seen = [(f"first_us_{end}", f"first event {end} us") for end in ends]
             return [*seen, *((f"added_us_{end}", f"added to {end} us") for end in ends)]
@@ -54,6 +54,11 @@ class Measure:
         return [cpu, ("per_core", f"{self.per}/s per core")]
 
 
+#: Those that look at the time to the first event: of streams as engines send them, and of a rush of
+#: short ones.
+FIRST_EVENTS = ("first event", "first event of a rush")
+
+
 def _plain(
     name: str, requests: int, connections: int, prompt: int = 1024, turns: int = 3
 ) -> Measure:
@@ -61,12 +66,14 @@ def _plain(
     return Measure(name, requests, options, turns=turns)
 
 
+#: Microseconds between the events of a stream, as an engine sends them.
+PACE = 20_000
 #: What requests cost is judged the most closely, and a turn of it is over in a second.
 _CLOSELY = 7
 
 #: The paced streams come first: their memory is that of a process that has just started.
 MEASURES = (
-    Measure("paced", 500, ("--stream",), per="events", pace=20_000, streams=500, turns=1),
+    Measure("paced", 500, ("--stream",), per="events", pace=PACE, streams=500, turns=1),
     _plain("plain", 5000, 64, turns=_CLOSELY),
     _plain("plain c1", 1000, 1),
     _plain("plain c500", 5000, 500),
@@ -77,10 +84,19 @@ MEASURES = (
     Measure("flood", 1500, ("--connections", "64", "--stream"), per="events"),
     Measure(
         "first event",
+        1000,
+        ("--connections", "1500", "--stream"),
+        per="events",
+        pace=PACE,
+        rate="paced streams",
+        peers=("direct", "nginx", "vllm-router", "fairgate"),
+    ),
+    Measure(
+        "first event of a rush",
         3000,
         ("--connections", "500", "--stream", "--events", "10"),
         per="events",
-        rate="streams",
+        rate="short streams",
         turns=5,
     ),
     Measure(
@@ -102,11 +118,14 @@ MEASURES = (
         turns=1,
     ),
 )
-#: Run against the gateway alone, to know its maximum of requests and of short streams.
+#: Run against the gateway alone, to know its maximum of requests and of streams.
 MAXIMA = {
     "requests": _plain("maximum of requests", 8000, 64),
-    "streams": Measure(
-        "maximum of streams", 3000, ("--connections", "64", "--stream", "--events", "10")
+    "short streams": Measure(
+        "maximum of short streams", 3000, ("--connections", "64", "--stream", "--events", "10")
+    ),
+    "paced streams": Measure(
+        "maximum of paced streams", 1000, ("--connections", "500", "--stream"), pace=PACE
     ),
 }
 

@@ -30,7 +30,8 @@ struct conn {
     int fd;
     bool listening, streaming, ended, writing, closing;
     int place; /* in the heap of paced streams, -1 outside */
-    long long due;
+    long long due, gap; /* of a paced stream: when its next event is, and how long after it the one
+                           behind that */
     char *in;
     size_t in_len, in_cap, need; /* need: head and body of the request being read, 0 unknown */
     size_t head_len;
@@ -198,8 +199,10 @@ static void generate(struct conn *c, enum dialect dialect, const char *body, siz
     bool usage = is_true(body, len, "\"include_usage\"");
     script_start(&c->script, dialect, model, seed, (int)words, usage);
     c->streaming = true, c->ended = false, running++;
-    /* Spread over one pace by the golden ratio, or all streams would beat together. */
-    c->due = now_ns() + pace_ns * (streams_started++ * 618034 % 1000000) / 1000000;
+    /* The first event comes at once; the second within one pace, spread over it by the golden ratio,
+     * or all streams would beat together. */
+    c->due = now_ns();
+    c->gap = pace_ns * (streams_started++ * 618034 % 1000000) / 1000000;
     c->out_len += (size_t)snprintf(c->out + c->out_len, OUT_CAP - c->out_len,
                                    "HTTP/1.1 200 OK\r\ndate: Mon, 01 Jan 2029 00:00:00 GMT\r\n"
                                    "server: uvicorn\r\n"
@@ -317,7 +320,7 @@ static bool advance(struct conn *c) {
             }
             if (pace_ns) {
                 if (c->due > now_ns()) return heap_add(c), true;
-                c->due += pace_ns;
+                c->due += c->gap, c->gap = pace_ns;
             }
             if (script_next(&c->script)) {
                 int n = snprintf(c->out, OUT_CAP, "%x\r\n", (unsigned)c->script.len);

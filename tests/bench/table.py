@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping
 
-from tests.bench.measures import MEASURES, Figures, Rounds
+from tests.bench.measures import FIRST_EVENTS, MEASURES, Figures, Rounds
 
 SATURATED = 0.9  # of the core that stand-in and generator share: above it, they are the limit
 Results = Mapping[int, Figures]  # of one peer, by round
@@ -11,14 +11,14 @@ Results = Mapping[int, Figures]  # of one peer, by round
 
 def with_added(rounds: Rounds) -> Rounds:
     """`rounds` with what each peer adds to the first event: its time minus direct's."""
-    peers = rounds.get("first event", {})
-    direct = peers.get("direct", {})
-    for peer, results in peers.items():
-        for number, figures in results.items():
-            if peer != "direct" and number in direct and not direct[number]["errors"]:
-                for end in ("p50", "p99"):
-                    base = direct[number][f"first_us_{end}"]
-                    figures[f"added_us_{end}"] = figures[f"first_us_{end}"] - base
+    for peers in (rounds.get(name, {}) for name in FIRST_EVENTS):
+        direct = peers.get("direct", {})
+        for peer, results in peers.items():
+            for number, figures in results.items():
+                if peer != "direct" and number in direct and not direct[number]["errors"]:
+                    for end in ("p50", "p99"):
+                        base = direct[number][f"first_us_{end}"]
+                        figures[f"added_us_{end}"] = figures[f"first_us_{end}"] - base
     return rounds
 
 

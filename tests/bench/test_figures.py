@@ -57,15 +57,16 @@ def test_a_peer_without_a_good_round_failed() -> None:
     assert ["plain: CPU us per request", "nginx", "failed", "", "", ""] in lines
 
 
-def test_what_is_added_is_the_difference_to_direct_in_the_same_round() -> None:
+@pytest.mark.parametrize("measure", measures.FIRST_EVENTS)
+def test_what_is_added_is_the_difference_to_direct_in_the_same_round(measure: str) -> None:
     def seen(*p50: float) -> dict[int, Figures]:
         return {
             number: {"errors": 0, "first_us_p50": each, "first_us_p99": 2 * each}
             for number, each in enumerate(p50)
         }
 
-    rounds = {"first event": {"direct": seen(100, 200), "nginx": seen(150, 210, 300)}}
-    added = table.with_added(rounds)["first event"]["nginx"]
+    peers = {"direct": seen(100, 200), "nginx": seen(150, 210, 300)}
+    added = table.with_added({measure: peers})[measure]["nginx"]
     assert table.values(added, "added_us_p50") == {0: 50, 1: 10}
     assert table.values(added, "added_us_p99") == {0: 100, 1: 20}
 
@@ -169,7 +170,7 @@ def test_a_quick_run_has_the_long_measures_only_if_asked() -> None:
     assert "many" in [each.name for each in measures.chosen(None, quick=False)]
     assert "many" not in [each.name for each in measures.chosen(None, quick=True)]
     assert [each.name for each in measures.chosen("many,first", quick=True)] == [
-        "first event",
+        *measures.FIRST_EVENTS,
         "many",
     ]
 
