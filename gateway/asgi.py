@@ -16,7 +16,7 @@ class Connection(Protocol):
     """What uvicorn knows of one, in ASGI's terms."""
 
     asgi_version: Any
-    server: Any
+    server: tuple[str, int | None] | None
     client: tuple[str, int] | None
     scheme: Any
     root_path: str
