@@ -138,7 +138,7 @@ class Front(HttpToolsProtocol):
         return self._take(data[at:])
 
     def _take(self, data: bytes) -> bytes:
-        """A piece of a body. What of `data` is not of it, without empty lines (see above)."""
+        """A piece of a body. What of `data` is behind it, without empty lines: they are none."""
         piece = data[: self._left]
         self._left -= len(piece)
         if piece:

@@ -50,8 +50,8 @@ class Repeat(Struct, frozen=True, gc=False):
     def visit(self, front: Connection, digits: bytes) -> Visit:
         """One with this head and a body of another length."""
         head, listed = self.head, list(self.listed)
-        listed[self.place] = length = b"content-length", digits
-        fields = dict((*head.fields.items(), length))
+        listed[self.place] = b"content-length", digits
+        fields = {**head.fields, b"content-length": digits}
         return Visit(
             front,
             Head(head.method, head.path, fields, head.repeated),

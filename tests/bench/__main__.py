@@ -33,7 +33,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", help="measures whose name starts with one of these, as a,b")
     parser.add_argument("--against", help="the peer the ratios are to (vllm-router, else nginx)")
     parser.add_argument("--config", type=Path, default=running.HERE / "full.yaml", help="gateway's")
-    parser.add_argument("--rate", type=float, help="a second, of open loops (half the maximum)")
+    parser.add_argument("--rate", type=float, help="a second, of open loops without pacing")
     parser.add_argument("--json", type=Path, help="every figure of every round")
     parser.add_argument(
         "--curve",
@@ -78,10 +78,11 @@ def rounds(
     bench: Driver, names: Sequence[str], measures: Sequence[Measure], given: argparse.Namespace
 ) -> None:
     """All of it; each round starts every peer anew, as two starts of one differ by some percent."""
-    if any(measure.rate for measure in measures):
+    rates = dict.fromkeys(measure.rate for measure in measures if measure.rate)
+    if rates:
         with bench.peers(["fairgate"]) as ready:
             for one in ready:
-                bench.calibrate(one, given.rate)
+                bench.calibrate(one, rates, given.rate)
     for number in range(given.rounds):
         began = time.monotonic()
         with bench.peers(names) as peers:

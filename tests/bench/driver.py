@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.bench import running
@@ -73,11 +73,13 @@ class Driver:
             return False
         return True
 
-    def calibrate(self, one: running.Running, told: float | None) -> None:
-        """Half of what a core of the gateway takes: the rates of the open loops. One that is `told`
-        is not that of paced streams, which stay open for long.
+    def calibrate(self, one: running.Running, names: Iterable[str], told: float | None) -> None:
+        """Half of what a core of the gateway takes: the rates of the open loops with these names.
+
+        One that is `told` is not that of paced streams, which stay open for long.
         """
-        for name, measure in MAXIMA.items():
+        for name in names:
+            measure = MAXIMA[name]
             given = None if measure.pace else told
             self.rates[name] = given or 0.5 * self.maximum(one, measure)
 

@@ -1,6 +1,7 @@
 """What is said of the figures is right: ratios, failures, bars, the picture, who takes part."""
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -173,6 +174,23 @@ def test_a_quick_run_has_the_long_measures_only_if_asked() -> None:
         *measures.FIRST_EVENTS,
         "many",
     ]
+
+
+def test_a_told_rate_is_not_that_of_paced_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay open for seconds: at the rate of short ones there would be too many."""
+    bench = driver.Driver.__new__(driver.Driver)
+    bench.rates = {}
+    monkeypatch.setattr(bench, "maximum", lambda one, measure: 300.0)
+    one: Any = None
+    bench.calibrate(one, ["paced streams", "short streams"], 1000.0)
+    assert bench.rates == {"paced streams": 150.0, "short streams": 1000.0}
+    bench.calibrate(one, ["short streams"], None)
+    assert bench.rates["short streams"] == 150.0
+
+
+def test_every_open_loop_has_a_maximum() -> None:
+    rates = {measure.rate for measure in measures.MEASURES if measure.rate}
+    assert rates == measures.MAXIMA.keys()
 
 
 def test_the_curve_is_of_medians_and_leaves_out_what_failed() -> None:

@@ -264,7 +264,7 @@ async def test_another_length_is_another_body() -> None:
 
 def test_what_a_visit_was_not_read_from_is_not_kept() -> None:
     visit: Any = Visit.__new__(Visit)
-    visit.version, visit.keep_alive = "1.1", True
+    visit.keep_alive = True
     visit.listed = [(b"host", b"h"), (b"content-length", b"2")]
     visit.head = type("H", (), {"fields": dict(visit.listed)})
     assert remembered(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n", visit) is None

@@ -39,6 +39,7 @@ keys:
     sha256: {hashlib.sha256(KEY.encode()).hexdigest()}
     limits: {{requests_per_minute: 100000000}}
 """
+_JSON = "application/json"
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 _USAGE = b'{"prompt_tokens":260,"total_tokens":360,"completion_tokens":100}'
 _ID = b'"id":"chatcmpl-0123456789abcdef0123456789abcdef"'
@@ -85,8 +86,10 @@ class Wire(asyncio.Transport):
         raise AssertionError("nobody reads slowly here")
 
 
-def request(size: int, *, stream: bool, path: str = CHAT, accept: str = "*/*") -> bytes:
-    """A whole HTTP request as the OpenAI SDK sends it, its prompt `size` bytes long."""
+def request(size: int, *, stream: bool, path: str = CHAT, accept: str = _JSON) -> bytes:
+    """A whole HTTP request as the OpenAI SDK sends it, its prompt `size` bytes long; it accepts
+    JSON, unless its head is to differ.
+    """
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x" * size}]
     asked = {"model": "bench", "messages": said, "max_tokens": 100, "temperature": 0.5}
     body = json.dumps({**asked, "stream": stream}).encode()
@@ -94,7 +97,7 @@ def request(size: int, *, stream: bool, path: str = CHAT, accept: str = "*/*") -
         f"POST {path} HTTP/1.1",
         "host: 127.0.0.1:8080",
         f"authorization: Bearer {KEY}",
-        "content-type: application/json",
+        f"content-type: {_JSON}",
         f"accept: {accept}",
         "user-agent: OpenAI/Python 2.0.0",
         "x-stainless-lang: python",
