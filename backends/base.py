@@ -163,7 +163,7 @@ class Flight(Protocol):
 
 
 class Sink(Protocol):
-    """Who takes an answer. The transport calls it from its own read callback.
+    """Who takes an answer. The transport calls it from callbacks of the event loop.
 
     For each attempt: `begin`, `sent` each time the request is written, then `head` at most once,
     `data` any number of times, and exactly one of `end` and `broken`. `failure` is then None for a

@@ -12,8 +12,13 @@ import httptools
 
 from backends.base import Headers, Origin
 from backends.errors import BackendError, BadAnswer, ConnectFailed, ConnectionBroken
+from backends.precedence import Precedence
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+#: How many reads of a body are passed on at once: a model server opens a stream with a word on who
+#: speaks (in the Anthropic dialect with two), and the first token comes behind it.
+_BEGINNING = 3
 
 #: The most that one read takes in, in bytes. What a caller does not read is held up to here, in
 #: pieces of this size, before its engine is paused: uvloop's own reads of 250 KB would be held too.
@@ -40,6 +45,8 @@ class Keeper(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+    @property
+    def precedence(self) -> Precedence: ...
 
     def keep(self, connection: Connection) -> None: ...
     def forget(self, connection: Connection) -> None: ...
@@ -73,7 +80,8 @@ class Connection(asyncio.BufferedProtocol):
     """One connection to a server: connecting, then carrying a transfer or idle, then closed.
 
     Mutable state: the `transport`; `idle_since`; `_transfer`, what is carried, its `_parser`, and
-    how far its answer is; `_room`, where reads go.
+    how far its answer is; `_room`, where reads go; `_passed`, how many pieces of the answer's body
+    were passed on, and `_held`, what was read since and has to wait.
     """
 
     #: Shared by all connections of the process: nothing stays in it beyond the callback of its
@@ -98,6 +106,8 @@ class Connection(asyncio.BufferedProtocol):
         self._received = False
         self._framed = True
         self._reusable = False
+        self._passed = 0
+        self._held = b""
 
     @property
     def usable(self) -> bool:
@@ -116,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_head = True
         self._complete = False
         self._received = False
+        self._passed = 0
         pieces = transfer.carried(self)
         if len(pieces) == 1:
             self.transport.write(pieces[0])
@@ -149,29 +160,54 @@ class Connection(asyncio.BufferedProtocol):
         transfer = self._transfer
         if transfer is None:
             self.abort()  # an idle server has nothing to say
+        elif self._passed < _BEGINNING:
+            self._received = True
+            self._take(transfer, self._room[:nbytes])
+        else:
+            if not self._held:
+                self._owner.precedence.defer(self, self._loop)
+            self._held += self._room[:nbytes]
+            if len(self._held) >= LARGEST_READ:
+                self.pass_on()
+
+    def pass_on(self) -> None:
+        """What is held, if anybody waits for it still."""
+        held, self._held = self._held, b""
+        transfer = self._transfer
+        if not held or transfer is None:
             return
-        self._received = True
         try:
-            self._parser.feed_data(self._room[:nbytes])
+            self._take(transfer, held)
+        except Exception as exc:
+            # As the event loop does where a read raises.
+            message = "Fatal error: what was read could not be passed on"
+            self._loop.call_exception_handler({"message": message, "exception": exc})
+            self._drop(transfer, ConnectionBroken(f"{self.origin}: {exc.__class__.__name__}"))
+
+    def _take(self, transfer: Carried, data: bytes | memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self._complete:
                 self._drop(transfer, BadAnswer(f"not a well-formed answer: {exc}"))
                 return
             self._reusable = False  # what follows a whole answer is nobody's
         if self._in_head:
-            self._head_size += nbytes
+            self._head_size += len(data)
             if self._head_size > self._owner.limits.header:
                 self._drop(transfer, BadAnswer("a response head over its cap"))
             return
         if self._pieces and self._transfer is transfer:  # its head may have made the sink end it
             piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces = []
+            self._passed += 1
             transfer.data(piece)
         if self._complete and self._transfer is transfer:
             self._release()
             transfer.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.pass_on()
         self._owner.forget(self)
         self._parser = None  # it refers to this connection
         transfer, self._transfer = self._transfer, None

@@ -1,7 +1,8 @@
 """The only HTTP client: HTTP/1.1 on `asyncio.Protocol` and httptools, calling a `Sink`.
 
 Nothing is awaited between the socket and the sink: what one read of the socket brought is parsed
-and handed over inside the read callback, once. A task exists only while a connection is made.
+and handed over once, where an answer begins inside the read callback, and in the turns that
+`Precedence` gives for what follows. A task exists only while a connection is made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from backends.errors import (
     ConnectionBroken,
     UpstreamTimeout,
 )
+from backends.precedence import Precedence
 
 #: How long it may take to find out whether a server that broke off is still there, in seconds.
 _MOMENT = 0.5
@@ -58,6 +60,7 @@ class Transport:
         # asyncio asks the system each time it is asked for it.
         self._loop: asyncio.AbstractEventLoop | None = None
         self.limits = limits or Limits()
+        self.precedence = Precedence()
         self._addresses = addresses
         # Not by origin: an origin keeps its TLS context, and a reload may make another of each.
         self._worked: dict[tuple[str, int], str] = {}

@@ -2,8 +2,8 @@
 
 Nothing is sent before the first whole event is in hand, or `early_commit` is over; until then
 another replica may still be tried and an error still has its status. From there on whole events
-leave as they come: one write for each read, never half an event, so that a heartbeat or the last
-words of a broken stream cannot fall inside one.
+leave as they come: one write for what came together, never half an event, so that a heartbeat or
+the last words of a broken stream cannot fall inside one.
 """
 
 from __future__ import annotations

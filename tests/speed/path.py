@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from backends.base import Replica
@@ -21,6 +20,7 @@ from gateway.composition import Composition
 from gateway.config import load
 from gateway.logs import LineLog
 from gateway.port import DataPort
+from tests.fakes.wire import Wire
 
 KEY = "fg-speed-0123456789abcdef"
 CONFIG = f"""
@@ -55,35 +55,6 @@ _CHUNK = (
     b'"model":"served","choices":[{"index":0,"delta":{%b},"logprobs":null,'
     b'"finish_reason":%b,"token_ids":null}]%b}\n\n'
 )
-
-
-class Wire(asyncio.Transport):
-    """One end of a connection. `written` is told each write. Mutable state: whether it `closed`."""
-
-    def __init__(self, written: Callable[[bytes], None]) -> None:
-        super().__init__()
-        self._written = written
-        self.closed = False
-
-    def write(self, data: Any) -> None:
-        self._written(bytes(data))
-
-    def writelines(self, pieces: Iterable[Any]) -> None:
-        self.write(b"".join(pieces))
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        raise AssertionError("nobody reads slowly here")
 
 
 def request(size: int, *, stream: bool, path: str = CHAT, accept: str = _JSON) -> bytes:
@@ -183,9 +154,9 @@ class Engines:
     def _say(self, connection: Connection, at: int) -> None:
         piece = self.answer[at]
         connection.get_buffer(len(piece))[: len(piece)] = piece
+        connection.buffer_updated(len(piece))
         if at + 1 < len(self.answer):
             self._loop.call_soon(self._say, connection, at + 1)
-        connection.buffer_updated(len(piece))
 
 
 class Path:

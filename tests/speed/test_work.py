@@ -28,9 +28,10 @@ ALLOWED = {
     "plain": 207,
     "plain of 8 KB": 234,
     "plain, another head": 224,
-    "stream": 1686,
-    "an event": 13.7,
-    "an event of messages": 13.4,
+    # Of an event 3.2 are its turn behind what begins (docs/decisions/0010): a microsecond.
+    "stream": 2005,
+    "an event": 16.9,
+    "an event of messages": 16.6,
 }
 ROOM = 1.05
 
