@@ -2,9 +2,9 @@
 
 Engines send the events of all their streams at once, after each of their steps, and it takes the
 gateway longer to pass on all of these than any caller should wait for a first one. So what follows
-of an answer is held when it was read, and passed on a little at a time: the event loop looks in
-between for requests and for first events. Nothing waits for more to come: a loop that has nothing
-else to do passes on all there is.
+of an answer is held when it was read, and one is passed on in each turn of the event loop, which
+looks in between for requests and for first events. Nothing waits for more to come: a loop that has
+nothing else to do passes on all there is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-#: How many reads are passed on in a turn: one alone would leave a first event the least to wait
-#: for, and cost a turn for each.
-AT_ONCE = 2
 #: Seconds after which all that waits is passed on, whatever begins meanwhile: under a load that has
 #: no end, those who began would else stand still for those who begin.
 PATIENCE = 0.005
@@ -42,7 +39,7 @@ class Precedence:
         """`until` says when those who wait have waited for long enough; 0 in their first turn."""
         waiting = self._waiting
         overdue = until and loop.time() >= until
-        for _ in range(len(waiting) if overdue else AT_ONCE):
+        for _ in range(len(waiting) if overdue else 1):
             waiting[0].pass_on()
             waiting.popleft()  # only now: who is deferred meanwhile needs no turn of its own
             if not waiting:
