@@ -45,7 +45,9 @@ async def authenticate(head: Head, keys: Keys, now: float) -> Principal:
     Raises Unauthorized, the same for no key, a malformed and an unknown one, of two different keys
     one that says so whatever they are, and InvalidRequest for a header given twice.
     """
-    digest = hashlib.sha256(_key(head)).digest()
+    digest = head.key_digest
+    if not digest:
+        digest = head.key_digest = hashlib.sha256(_key(head)).digest()
     principal = keys.known(digest) or await keys.fetch(digest)
     if principal is None or (principal.expires is not None and now >= principal.expires):
         raise Unauthorized

@@ -54,7 +54,7 @@ class Repeat(Struct, frozen=True, gc=False):
         fields = {**head.fields, b"content-length": digits}
         return Visit(
             front,
-            Head(head.method, head.path, fields, head.repeated),
+            Head(head.method, head.path, fields, head.repeated, head.key_digest),
             target=self.target,
             listed=listed,
             keep_alive=True,

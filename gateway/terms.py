@@ -36,13 +36,17 @@ class Principal:
         return self.models is None or model in self.models
 
 
-class Head(Struct, frozen=True, gc=False):
-    """A request's head, as far as it is used: names in lower case, values as they came."""
+class Head(Struct, gc=False):
+    """A request's head, as far as it is used: names in lower case, values as they came.
+
+    Mutable state: `key_digest`, of the key in it, once that was looked for.
+    """
 
     method: str
     path: str
     fields: dict[bytes, bytes]
     repeated: frozenset[bytes] = frozenset()
+    key_digest: bytes = b""
 
     def get(self, name: bytes) -> str:
         return self.fields.get(name, b"").decode("latin-1")

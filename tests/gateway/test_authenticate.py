@@ -52,6 +52,25 @@ async def test_a_key_is_taken_from_either_header(fields: dict[str, bytes]) -> No
     assert await authenticate(head(**fields), Spy(), NOW) is ANN
 
 
+async def test_a_head_keeps_the_digest_of_its_key_and_whose_it_is_is_asked_each_time() -> None:
+    sent, digest = head(authorization=b"Bearer " + KEY), hashlib.sha256(KEY).digest()
+    assert await authenticate(sent, Spy(), NOW) is ANN
+    assert sent.key_digest == digest
+    with pytest.raises(Unauthorized):
+        await authenticate(sent, Spy({b"another's": ANN}), NOW)
+    sent.key_digest, spy = b"kept", Spy({b"kept": ANN})
+    assert await authenticate(sent, spy, NOW) is ANN
+    assert spy.asked == [b"kept"]
+
+
+async def test_a_head_without_a_good_key_keeps_nothing() -> None:
+    sent = head(authorization=b"Bearer short")
+    for _ in range(2):
+        with pytest.raises(Unauthorized):
+            await authenticate(sent, Spy(), NOW)
+    assert not sent.key_digest
+
+
 @pytest.mark.parametrize("length", [16, 256])
 async def test_people_may_bring_their_own_keys(length: int) -> None:
     key = bytes(33 + at % 94 for at in range(length))

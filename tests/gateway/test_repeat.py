@@ -251,6 +251,22 @@ async def test_a_long_head_is_not_kept() -> None:
     assert await kept(asked(b"{}", after=b"x: %b\r\n" % (b"y" * 2048))) is None
 
 
+async def test_its_key_is_not_digested_again() -> None:
+    caller = Caller()
+    digests: list[bytes] = []
+
+    async def answer(visit: Visit) -> None:
+        digests.append(visit.head.key_digest)
+        visit.head.key_digest = b"a digest"
+        visit.begin(200, b"", 0)
+        visit.finish()
+
+    type(caller.front).door = Door(direct=answer)
+    other = asked(b"{}", after=b"x: y\r\n")
+    await caller.sends((asked(b"{}"), 9), (asked(b"{ }"), 9), (other, 9))
+    assert digests == [b"", b"a digest", b""]
+
+
 async def test_another_length_is_another_body() -> None:
     repeat = await kept(asked(b"{}"))
     assert repeat is not None
