@@ -25,13 +25,14 @@
 #define MAX_HEAD 65536
 #define MAX_BODY (256L << 20)
 #define KEEP_IN 65536 /* a larger input buffer is given back after its request */
+#define IDLE_NS 5000000000LL /* vLLM's VLLM_HTTP_TIMEOUT_KEEP_ALIVE: how long it waits for the next */
 
 struct conn {
     int fd;
     bool listening, streaming, ended, writing, closing;
-    int place; /* in the heap of paced streams, -1 outside */
+    int place; /* in the heap of those that wait for a time, -1 outside */
     long long due, gap; /* of a paced stream: when its next event is, and how long after it the one
-                           behind that */
+                           behind that; between requests: when the connection is closed */
     char *in;
     size_t in_len, in_cap, need; /* need: head and body of the request being read, 0 unknown */
     size_t head_len;
@@ -60,7 +61,7 @@ static long long now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* ---- paced streams, the earliest first ---- */
+/* ---- those that wait for a time, the earliest first ---- */
 
 static void heap_set(int at, struct conn *c) {
     heap[at] = c;
@@ -308,6 +309,13 @@ static void consume(struct conn *c) {
     }
 }
 
+/* Nothing is under way on it: like vLLM's, it is closed unless a request comes. */
+static void rest(struct conn *c) {
+    heap_remove(c);
+    c->due = now_ns() + IDLE_NS;
+    heap_add(c);
+}
+
 /* Sends what can be sent and takes the next request; false when the connection is over. */
 static bool advance(struct conn *c) {
     for (;;) {
@@ -334,7 +342,7 @@ static bool advance(struct conn *c) {
             continue;
         }
         if (c->closing) return false;
-        if (!c->in_len) return true;
+        if (!c->in_len) return rest(c), true;
         int found = whole_request(c);
         if (found < 1) return found == 0;
         handle(c);
@@ -343,6 +351,7 @@ static bool advance(struct conn *c) {
 }
 
 static bool on_input(struct conn *c) {
+    if (!c->streaming) heap_remove(c);
     /* While answering, at most a buffer of the next request is taken. */
     while (!(c->streaming && c->in_len >= MAX_HEAD)) {
         if (!room(c)) return false;
@@ -419,7 +428,7 @@ static void serve(void) {
         for (long long now = now_ns(); heap_len && heap[0]->due <= now;) {
             struct conn *c = heap[0];
             heap_remove(c);
-            if (!advance(c)) drop(c);
+            if (!c->streaming || !advance(c)) drop(c);
         }
     }
 }

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_a_client_that_leaves_is_noticed(programs: Path, ports: list[int]) -> No
         assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
     running.fetch(ports[0], "/pace/0")
     assert b"standin_aborted_total 1\n" in running.fetch(ports[0], "/metrics")
+
+
+@pytest.mark.slow
+def test_a_connection_on_which_nothing_is_asked_is_closed_after_5_s(ports: list[int]) -> None:
+    with socket.create_connection(("127.0.0.1", ports[0]), timeout=10) as client:
+        for pause in (3, 0):
+            client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+            time.sleep(pause)
+        answered = time.monotonic()
+        assert client.recv(4096) == b""
+        assert time.monotonic() - answered > 4.9
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
