@@ -9,6 +9,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway import passing
+from gateway.eager import Starts
 from gateway.endpoints.base import speech
 from gateway.errors import GatewayError, HeadersTooLarge
 from gateway.reply import Lines
@@ -41,6 +42,7 @@ class Door:
     drain_for: float = 1.0
     drain_bytes: int = 64 * 1024
     direct: Direct = nobody
+    starts: Starts = field(default_factory=Starts, repr=False)
     _fields: list[tuple[bytes, bytes]] = field(default_factory=list, repr=False)
     _lines: Lines = field(default=b"", repr=False)
 

@@ -136,7 +136,7 @@ class Exchange:
             translator = self._translator(principal, ask, body, route)
             if large:
                 await share.pause()  # writing it anew is a step of its own
-            else:
+            elif not self._caller.at_once:
                 # Until all that came in the same turn are read, too: so each half of the way is
                 # taken with its code still in the processor's cache (docs/decisions/0010).
                 await asyncio.sleep(0)

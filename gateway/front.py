@@ -45,9 +45,10 @@ class Front(HttpToolsProtocol):
     `_fault`, why the request being read is refused; `_declining`, whether the parser is told a
     head again; `_repeat`, a head that may come again, and how much of the body behind such a one is
     still to come (`_left`), which the parser hears nothing of; `_reading`, the visit whose request
-    is read, or was last; `_active`, the one being answered; `_waiting`, those whose turn comes, and
-    how much was sent ahead of theirs (`_waiting_bytes`); `_closing`, how many bytes an ending
-    connection may still send, None while it lives; and `_idle`, the alarm set between requests.
+    is read, or was last; `_active`, the one being answered, and until it is begun `_fresh`;
+    `_waiting`, those whose turn comes, and how much was sent ahead of theirs (`_waiting_bytes`);
+    `_closing`, how many bytes an ending connection may still send, None while it lives; and
+    `_idle`, the alarm set between requests.
     """
 
     door: ClassVar[Door] = Door()
@@ -65,6 +66,7 @@ class Front(HttpToolsProtocol):
         self._left = 0
         self._reading: Visit | None = None
         self._active: Visit | None = None
+        self._fresh: Visit | None = None
         self._waiting: deque[Visit] = deque()
         self._waiting_bytes = 0
         self._closing: int | None = None
@@ -115,16 +117,17 @@ class Front(HttpToolsProtocol):
             self._feed(data)
         if self._head_bytes and self._deadline is None:
             self._expect_head()  # a head that came whole never needs a timer
+        visit, self._fresh = self._fresh, None
+        if visit is not None:
+            visit.start(at_once=not visit.more_body and self.door.starts.is_first(self.loop))
 
     def _begin(self, data: bytes) -> bytes:
         """A request. What of `data` is left when it has been read."""
         repeat = self._repeat
         if repeat is None:
-            before = self._reading
             self._feed(data)
-            visit = self._reading
-            if visit is not None and visit is not before and not self._waiting:
-                self._repeat = remembered(data, visit)
+            if self._fresh is not None and not self._waiting:
+                self._repeat = remembered(data, self._fresh)
             return b""
         found = repeat.found(data) if self._is_free() else None
         if found is None:
@@ -133,8 +136,7 @@ class Front(HttpToolsProtocol):
         self._between = False
         self._left = int(digits)
         self.url = repeat.target
-        self._reading = self._active = visit = repeat.visit(self, digits)
-        visit.start()
+        self._reading = self._active = self._fresh = repeat.visit(self, digits)
         return self._take(data[at:])
 
     def _take(self, data: bytes) -> bytes:
@@ -251,8 +253,7 @@ class Front(HttpToolsProtocol):
             expects_100=b"expect" in fields and fields[b"expect"].lower() == b"100-continue",
         )
         if self._is_free():
-            self._active = visit
-            visit.start()
+            self._active = self._fresh = visit
         elif len(self._waiting) < door.pipelined_requests:
             # Reading goes on, within a bound: a paused socket would hide that the caller left.
             self._waiting.append(visit)

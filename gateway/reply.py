@@ -43,6 +43,8 @@ class Caller(Protocol):
     watcher: Watcher | None
     #: What answers this caller, to be cancelled when there is nobody to answer.
     task: asyncio.Task[None]
+    #: Whether that began within the read which brought the request, as the first of its turn.
+    at_once: bool
 
     @property
     def gone(self) -> bool: ...

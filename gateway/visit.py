@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.eager import Eager
 from gateway.errors import GatewayError, InternalError
 from gateway.reply import Lines, Watcher
 from gateway.terms import Head
@@ -47,7 +48,8 @@ class Visit:
     Mutable state: the body's `_pieces` that nobody took yet, their size as `held`, and whether
     there is `more_body` to come; `_news`, whether `receive` has something to tell, and who is
     `_waiting` for it; how far the answer is, and `_head`, that of the answer until its first piece
-    leaves with it; `keep_alive`, whether the connection goes on after it; `task`, which answers.
+    leaves with it; `keep_alive`, whether the connection goes on after it; `task`, which answers,
+    and whether it began `at_once`.
     """
 
     task: asyncio.Task[None]
@@ -55,8 +57,8 @@ class Visit:
     __slots__ = (
         *("_chunked", "_expects_100", "_head", "_news", "_pieces", "_waiting"),
         *("disconnected", "flow", "front", "head", "held", "keep_alive", "listed", "more_body"),
-        *("response_complete", "response_started", "target", "task", "transport", "version"),
-        "watcher",
+        *("at_once", "response_complete", "response_started", "target", "task", "transport"),
+        *("version", "watcher"),
     )
 
     def __init__(
@@ -216,11 +218,16 @@ class Visit:
 
     # Who answers
 
-    def start(self) -> None:
+    def start(self, *, at_once: bool = False) -> None:
         """Have it answered, in a task that whoever answers can be cancelled by."""
-        self.task = self.front.loop.create_task(self.run())
+        loop = self.front.loop
+        self.at_once = at_once
+        answered = Eager(self.run()) if at_once else self.run()
+        self.task = loop.create_task(answered)
         # Until it is over, as `run` tells: nobody cancels it before its first step.
         self.front.tasks.add(self.task)
+        if isinstance(answered, Eager):
+            answered.begin(self.task, loop)
 
     async def run(self) -> None:
         """An answer that is not whole when who answers is done is a fault of ours, whatever there

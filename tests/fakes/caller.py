@@ -17,6 +17,7 @@ class FakeCaller:
 
     def __init__(self) -> None:
         self.gone = False
+        self.at_once = False
         self.watcher: Watcher | None = None
         self.status: int | None = None
         self.headers: dict[str, str] = {}

@@ -4,19 +4,14 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from backends.turn import Turn
-from gateway.endpoints.chat import Chat
 from gateway.errors import Draining, Overloaded
-from gateway.exchange import Exchange
-from gateway.terms import Ask, Head
 from tests.fakes.admission import Counting
-from tests.fakes.caller import FakeCaller
 from tests.fakes.client import Answer, Client, head, request
 from tests.fakes.engine import Engine
 from tests.fakes.gateway import HEADERS, Serving, configured, serving, until
@@ -135,52 +130,6 @@ async def test_admission_is_asked_once_with_who_what_and_where() -> None:
         assert (principal.key, principal.team) == ("ann", "search")
         assert (route.model, size.answers) == ("tiny", 1)
         assert size.text_bytes > 0
-
-
-class Noting(Chat):
-    """Notes at each request it reads how many were asked to be admitted by then."""
-
-    def __init__(self, admission: Counting) -> None:
-        self.noted: list[int] = []
-        self._admission = admission
-
-    def read(self, body: bytes) -> Ask:
-        self.noted.append(len(self._admission.asked))
-        return super().read(body)
-
-
-def begun(gateway: Serving, endpoint: Chat) -> Exchange:
-    """A request that came whole, and is served from the next turn of the event loop on."""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": json.dumps(PLAIN).encode(), "more_body": False}
-
-    fields = {name.encode(): value.encode() for name, value in HEADERS}
-    caller, served = FakeCaller(), gateway.worker.composition.gateway
-    exchange = Exchange(served, endpoint, Head("POST", CHAT, fields), caller, time.monotonic())
-    caller.task = asyncio.create_task(exchange.run(receive))
-    return exchange
-
-
-async def test_requests_of_one_turn_are_all_read_before_the_first_is_admitted() -> None:
-    async with counted() as (gateway, _, admission):
-        endpoint = Noting(admission)
-        for _ in range(3):
-            begun(gateway, endpoint)
-        await gateway.logged(3)
-        assert (endpoint.noted, len(admission.asked)) == ([0, 0, 0], 3)
-
-
-async def test_a_caller_who_leaves_between_reading_and_admission_never_had_a_permit() -> None:
-    async with counted() as (gateway, engine, admission):
-        endpoint = Noting(admission)
-        exchange = begun(gateway, endpoint)
-        await asyncio.sleep(0)
-        assert (endpoint.noted, gateway.live) == ([0], 1)
-        assert gateway.worker.composition.gateway.bodies.held > 0
-        exchange.gone()
-        assert await told(gateway, admission) == (499, "client_gone")
-        assert (admission.asked, posts(engine)) == ([], 0)
 
 
 async def test_a_refused_admission_holds_nothing_and_reaches_no_engine() -> None:

@@ -185,6 +185,24 @@ async def run(made: Visit, front: Front, app: Callable[[], Awaitable[None]]) -> 
     assert not front.tasks
 
 
+async def test_what_answers_may_begin_at_once() -> None:
+    made, _, front = visit()
+    steps: list[asyncio.Task[None] | None] = []
+
+    async def app() -> None:
+        steps.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        made.begin(200, b"", None)
+        made.finish()
+
+    front.app = app
+    made.start(at_once=True)
+    assert (steps, front.tasks, made.at_once) == ([made.task], {made.task}, True)
+    await made.task
+    assert made.response_complete
+    assert not front.tasks
+
+
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 async def test_an_application_that_does_not_answer_is_a_fault_of_ours(
