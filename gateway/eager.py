@@ -16,15 +16,15 @@ from typing import Any
 class Eager(Coroutine[Any, Any, None]):
     """A coroutine whose first step is taken before its task's.
 
-    Mutable state: `_waits_for`, what that step left to its task to wait for, in a list that is
-    empty once the task has it; `_ended`, what it ended with.
+    Mutable state, until its task has it: `_left`, alone in a tuple, what that step left to wait
+    for; `_ended`, what it ended with.
     """
 
-    __slots__ = ("_coroutine", "_ended", "_waits_for")
+    __slots__ = ("_coroutine", "_ended", "_left")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._coroutine = coroutine
-        self._waits_for: list[asyncio.Future[Any] | None] = []
+        self._left: tuple[asyncio.Future[Any] | None] | None = None
         self._ended: BaseException | None = None
 
     def begin(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
@@ -34,7 +34,7 @@ class Eager(Coroutine[Any, Any, None]):
             _leave_task(loop, outer)
         _enter_task(loop, task)
         try:
-            self._waits_for.append(self._coroutine.send(None))
+            self._left = (self._coroutine.send(None),)
         except BaseException as exc:  # the task's, whatever it is
             self._ended = exc
         finally:
@@ -43,20 +43,26 @@ class Eager(Coroutine[Any, Any, None]):
                 _enter_task(loop, outer)
 
     def send(self, value: Any) -> Any:
-        if self._ended is not None:
-            raise self._ended
-        if self._waits_for:
-            return self._waits_for.pop()
+        self._end()
+        left, self._left = self._left, None
+        if left is not None:
+            return left[0]
         return self._coroutine.send(value)
 
     def throw(self, *exc: Any) -> Any:
-        if self._ended is not None:
-            raise self._ended  # it was over before it was cancelled
-        if self._waits_for:
-            waits_for = self._waits_for.pop()
-            if waits_for is not None:
-                waits_for.cancel()  # as its task would have
+        self._end()  # it may have been over before it was cancelled
+        left, self._left = self._left, None
+        if left is not None and left[0] is not None:
+            left[0].cancel()  # as its task would have
         return self._coroutine.throw(*exc)
+
+    def _end(self) -> None:
+        """Raise what it ended with, if it did, and keep it no longer: its traceback leads here."""
+        if self._ended is not None:
+            try:
+                raise self._ended
+            finally:
+                self._ended = None
 
     def close(self) -> None:
         self._coroutine.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,9 +13,11 @@ import uvloop
 
 from gateway.eager import Eager, Starts
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
+def run(request: pytest.FixtureRequest) -> Run:
     def on_loop(main: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
             runner.run(main)
@@ -21,7 +25,8 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
     return on_loop
 
 
-Run = Callable[[Coroutine[Any, Any, None]], None]
+async def nothing() -> None:
+    return None
 
 
 def begun(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -111,9 +116,6 @@ def test_a_timeout_begun_in_the_first_step_ends_what_it_waits_for(run: Run) -> N
 
 
 def test_one_that_ends_in_its_first_step_is_a_task_that_ended(run: Run) -> None:
-    async def nothing() -> None:
-        return None
-
     async def fails() -> None:
         raise OSError("gone")
 
@@ -169,10 +171,28 @@ def test_a_cancellation_may_be_outlived(run: Run) -> None:
     run(main())
 
 
-def test_one_that_was_over_before_it_was_cancelled_is_over(run: Run) -> None:
-    async def nothing() -> None:
-        return None
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_one_that_ended_in_its_first_step_is_gone_without_the_collector(
+    run: Run, cancelled: bool
+) -> None:
+    async def main() -> None:
+        task = begun(nothing())
+        if cancelled:
+            task.cancel()
+        await task
+        kept = weakref.ref(task)
+        del task
+        await asyncio.sleep(0)  # what woke us has it for so long
+        assert kept() is None
 
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+def test_one_that_was_over_before_it_was_cancelled_is_over(run: Run) -> None:
     async def main() -> None:
         task = begun(nothing())
         task.cancel()
