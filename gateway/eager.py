@@ -28,7 +28,10 @@ class Eager(Coroutine[Any, Any, None]):
         self._ended: BaseException | None = None
 
     def begin(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
-        """Take the first step, as if `task` did."""
+        """Take the first step, as if `task` did, but in the context of who calls.
+
+        A context variable set there would be the connection's; nothing here has any.
+        """
         outer = asyncio.current_task(loop)
         if outer is not None:
             _leave_task(loop, outer)

@@ -68,7 +68,7 @@ def _plain(
 
 #: Microseconds between the events of a stream, as an engine sends them.
 PACE = 20_000
-#: What requests cost is judged the most closely, and a turn of that is over in a second.
+#: What requests cost is judged the most closely, and a turn of it is over in a second.
 _CLOSELY = 7
 
 #: The paced streams come first: their memory is that of a process that has just started.

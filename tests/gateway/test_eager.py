@@ -1,4 +1,4 @@
-"""A first step that is taken at once is its task's in everything but the time."""
+"""A first step that is taken at once is its task's in everything but the time and the context."""
 
 from __future__ import annotations
 
